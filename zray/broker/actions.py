@@ -1,0 +1,159 @@
+"""What the scheduler machine may ask for: small frozen records that `server.py` carries out without thinking.
+
+The reverse direction is `events.py`. Order matters: actions are performed in the order of the list.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from zray.task import ActorSpec, TaskSpec
+
+
+class Action(msgspec.Struct, frozen=True):
+    """Base of all actions."""
+
+
+class StartWorker(Action):
+    """Fork a worker for a job. Answer: WorkerStarted, then WorkerIsReady, or WorkerStartFailed."""
+
+    worker: int
+    job: int
+    environment: dict[str, str]
+    """Set before any user code (CUDA_VISIBLE_DEVICES, thread limits)."""
+    title: str = ""
+
+
+class KillWorker(Action):
+    """SIGKILL its whole process group. Answer: WorkerExited."""
+
+    worker: int
+    reason: str
+
+
+class StopWorker(Action):
+    """Ask an idle worker to end (Shutdown message). Answer: WorkerExited."""
+
+    worker: int
+    reason: str
+
+
+class RunOn(Action):
+    """Hand tasks to a worker, in order (its shapes and job are sent first where it lacks them)."""
+
+    worker: int
+    tasks: list[TaskSpec]
+
+
+class Reopen(Action):
+    """Raise the attempt of a task's results in the store (`zs_retry`) and set spec.attempt to it before anything else happens with it."""
+
+    task: TaskSpec
+    num_returns: int
+
+
+class SealError(Action):
+    """Seal all results of a task with a system error, whoever claimed it. `kind` names the exception class in zray.errors, `fields` its arguments."""
+
+    task: bytes
+    num_returns: int
+    kind: str
+    fields: dict[str, object]
+
+
+class SealReply(Action):
+    """Seal a reply object: `value` is a record or plain data to be packed as msgpack; `error` (kind, fields) instead when not None."""
+
+    reply: bytes
+    value: object
+    error: tuple[str, dict[str, object]] | None = None
+
+
+class GrantLease(Action):
+    """Seal the reply with wire.Lease; set WORD_LEASE of the worker's process record to epoch first. The worker gets the shape and the job."""
+
+    reply: bytes
+    worker: int
+    shape: bytes
+    epoch: int
+
+
+class RevokeLease(Action):
+    """Raise WORD_LEASE of the worker's process record to epoch."""
+
+    worker: int
+    epoch: int
+
+
+class BeginActor(Action):
+    """Send StartActor to the worker."""
+
+    worker: int
+    spec: ActorSpec
+    incarnation: int
+    replay: list[TaskSpec]
+
+
+class ActorAlive(Action):
+    """Seal the address object return_id(actor, incarnation)."""
+
+    actor: bytes
+    incarnation: int
+    worker: int
+
+
+class ActorDown(Action):
+    """That incarnation is over. When `next` is true make return_id(actor, incarnation+1) pending (it will be restarted), else seal the current
+    and the next address object with the error, so that callers learn why."""
+
+    actor: bytes
+    incarnation: int
+    next: bool
+    kind: str
+    fields: dict[str, object]
+
+
+class ForwardCalls(Action):
+    """Send queued calls to a living actor (and make its process their target in the store)."""
+
+    worker: int
+    process: int
+    incarnation: int
+    calls: list[TaskSpec]
+
+
+class EndActor(Action):
+    """Send ExitWhenIdle."""
+
+    worker: int
+    reason: str
+
+
+class InterruptTask(Action):
+    """Make the worker raise TaskCancelledError in this task if it is still running it."""
+
+    worker: int
+    task: bytes
+
+
+class ForgetShapes(Action):
+    """A job is over: these shapes are no longer needed."""
+
+    shapes: list[bytes]
+
+
+class RecordEvent(Action):
+    """Tell the control store what happened to a task or actor (bounded, batched by the server)."""
+
+    table: str
+    key: bytes
+    what: str
+    detail: str
+
+
+class Warn(Action):
+    """One line for the job's driver (or all drivers when job is 0), once per key."""
+
+    job: int
+    key: str
+    text: str

@@ -1,0 +1,186 @@
+"""What can happen to a node, as the scheduler machine is told it: small frozen records, many tasks an event.
+
+Made by `server.py` from messages, exits and the clock; consumed by `scheduler.py`. The reverse direction is `actions.py`.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from zray.task import ActorSpec, CallShape, JobSpec, TaskSpec
+
+
+class Event(msgspec.Struct, frozen=True):
+    """Base of all events."""
+
+
+class JobStarted(Event):
+    """A driver was admitted."""
+
+    job: JobSpec
+    process: int
+
+
+class JobEnded(Event):
+    """A driver said good-bye or died."""
+
+    job: int
+    reason: str
+
+
+class ShapesDefined(Event):
+    """Shapes that later specs name."""
+
+    shapes: list[CallShape]
+
+
+class TasksSubmitted(Event):
+    """New tasks. `missing[i]` are the dependencies of tasks[i] that are not sealed yet; None when nothing at all is missing."""
+
+    job: int
+    process: int
+    parent: bytes
+    tasks: list[TaskSpec]
+    missing: list[tuple[bytes, ...]] | None
+
+
+class ObjectsReady(Event):
+    """Objects some task waits for are sealed (or turned out to be errors: the executor finds out)."""
+
+    ids: list[bytes]
+
+
+class TasksFinished(Event):
+    """Ends of tasks on one worker, in order; columns of equal length (statuses: wire.DONE_*)."""
+
+    worker: int
+    ids: list[bytes]
+    statuses: bytes
+    micros: list[int]
+    idle: bool
+
+
+class WorkerStarted(Event):
+    """The fork parent made the process."""
+
+    worker: int
+    pid: int
+    process: int
+
+
+class WorkerIsReady(Event):
+    """Its inbox is bound."""
+
+    worker: int
+
+
+class WorkerExited(Event):
+    """Confirmed exit. `status`: as os.waitstatus_to_exitcode (negative: signal). `oom`: the kernel or the memory watch killed it."""
+
+    worker: int
+    status: int
+    oom: bool
+    orphans: list[TaskSpec]
+    """Specs kept in the store of calls that had gone straight to it (leased tasks or actor calls), in the order of their sequence."""
+    orphans_without_spec: list[bytes]
+    """Ids of entries that targeted it and kept no spec: they can only fail."""
+
+
+class WorkerStartFailed(Event):
+    """The process could not be made (no memory, no process ids)."""
+
+    worker: int
+    reason: str
+
+
+class WorkerBlocked(Event):
+    worker: int
+
+
+class WorkerUnblocked(Event):
+    worker: int
+
+
+class LeaseRequested(Event):
+    process: int
+    job: int
+    shape: bytes
+    reply: bytes
+
+
+class LeaseReturned(Event):
+    worker: int
+    epoch: int
+
+
+class ProcessGone(Event):
+    """A caller (driver, worker or actor) is dead or left: its leases end, its queued lease requests are dropped."""
+
+    process: int
+
+
+class ActorRequested(Event):
+    """Create an actor. `missing`: dependencies of the constructor that are not sealed yet. `reply`: see wire.CreateActor."""
+
+    process: int
+    spec: ActorSpec
+    missing: tuple[bytes, ...]
+    reply: bytes
+
+
+class ActorConstructed(Event):
+    worker: int
+    process: int
+    actor: bytes
+
+
+class ActorConstructionFailed(Event):
+    worker: int
+    actor: bytes
+    error: bytes
+
+
+class ActorCallsQueued(Event):
+    """Calls that come through the broker because the actor was not reachable when they were made."""
+
+    process: int
+    job: int
+    actor: bytes
+    incarnation: int
+    calls: list[TaskSpec]
+
+
+class ActorUnreferenced(Event):
+    """The last handle is gone (its life object turned zombie)."""
+
+    actor: bytes
+
+
+class ActorLeft(Event):
+    """It announced that it ends by its own will; its exit follows."""
+
+    worker: int
+    actor: bytes
+
+
+class ActorKill(Event):
+    actor: bytes
+    no_restart: bool
+
+
+class TaskCancel(Event):
+    task: bytes
+    force: bool
+    recursive: bool
+
+
+class ActorLookup(Event):
+    name: str
+    namespace: str
+    reply: bytes
+
+
+class Tick(Event):
+    """Time passed (about every 100 ms while anything is going on). `leased_busy`: leased workers that have unfinished direct calls."""
+
+    leased_busy: frozenset[int] = frozenset()

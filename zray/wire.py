@@ -1,0 +1,393 @@
+"""EVERY message between zray processes: fields, sender, receiver, reason; how frames are made and read.
+
+Covers the protocol of one node and the part of it that crosses nodes unchanged. Does not cover sockets (`zray.transport`), what the
+receivers decide (`zray.broker`), the control store's own requests (`zray.gcs.messages`, which travel inside `GcsRequest`), or the protocol of
+the shared segment (`_store_core.h`), to which four rules below refer.
+
+A frame is one ZeroMQ message part: version byte, kind byte, msgpack array of the fields. Unknown versions and kinds and malformed bodies raise
+`FrameError`; receivers count, log and drop them.
+
+Who listens: the broker binds ROUTER `b`, every worker and actor binds ROUTER `w<number>`; everyone sends through DEALERs. A driver receives
+nothing: *a reply is an object*. Whoever asks makes a pending object, names it in `reply`, and waits on it in the shared store.
+
+**Attempts.** A task's results carry an attempt number in the store. An executor claims (id, attempt) before it runs, and only the claimant can
+seal; so one spec may be handed to several workers (stealing back prefetched tasks needs no message) and a superseded executor changes nothing.
+Only the broker raises attempts.
+
+**References.** Results are made pending, and hold their arguments, before the spec is sent. No message carries reference counts.
+
+**Blocking.** A worker that waits longer than a moment sends `Blocked` and, when it goes on, `Unblocked`. The broker lends its CPU and hands its
+unclaimed tasks to others.
+
+**Death.** The fork parent reports the exit of a worker to the broker, which retries or fails (a) the tasks it had assigned to it and (b) the entries in
+the store that name the dead process as their target (calls that went straight to it; their specs are kept there). A caller that addresses a dead
+process is refused by the store (ZS_GONE) and goes through the broker instead. A broker that dies takes the node along.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from zray.task import ActorSpec, CallShape, JobSpec, TaskSpec
+
+VERSION: Final = 1
+
+# How one execution ended, in `TasksDone.statuses`.
+DONE_OK: Final = 0
+DONE_ERROR: Final = 1
+"""User code raised; the error is sealed as the result."""
+DONE_RETRY: Final = 2
+"""User code raised an exception listed in retry_exceptions: not sealed, the broker decides."""
+DONE_CANCELLED: Final = 3
+DONE_SKIPPED: Final = 4
+"""Another worker had claimed it, or the attempt was superseded."""
+DONE_LOST_ARGUMENT: Final = 5
+"""An argument could not be read (lost object); sealed as error."""
+
+
+class FrameError(ValueError):
+    """A frame that is not of this protocol: wrong version, unknown kind, or a body that does not fit."""
+
+
+class Message(msgspec.Struct, array_like=True, frozen=True):
+    """Base of all messages; `KINDS` numbers them."""
+
+
+# -- to the broker ---------------------------------------------------------------------------------------------------------------
+
+
+class Hello(Message):
+    """Driver -> broker, first message: here is my job. Reply: the job's number and what the driver must know of the node."""
+
+    process: int
+    job: JobSpec
+    reply: bytes
+    version: str
+    python: str
+
+
+class Goodbye(Message):
+    """Driver -> broker: the job is over; end its tasks and non-detached actors."""
+
+    process: int
+    job: int
+
+
+class WorkerReady(Message):
+    """Worker -> broker: inbox bound, ready for work."""
+
+    worker: int
+    process: int
+
+
+class DefineShapes(Message):
+    """Any sender -> broker or worker: shapes that later messages on this connection name by key."""
+
+    shapes: list[CallShape]
+
+
+class SubmitTasks(Message):
+    """Driver, worker or actor -> broker: run these. Several specs a frame when the sender has more than it can send."""
+
+    process: int
+    job: int
+    parent: bytes
+    tasks: list[TaskSpec]
+
+
+class TasksDone(Message):
+    """Worker -> broker, batched: what became of tasks, in the order of their ends."""
+
+    worker: int
+    ids: bytes
+    """16 bytes each."""
+    statuses: bytes
+    """One byte each: DONE_*."""
+    micros: list[int]
+    """Run time of each in microseconds."""
+    idle: bool
+    """Nothing is left in the worker's queue."""
+
+
+class Blocked(Message):
+    """Worker or actor -> broker: its thread waits for an object; lend its CPU."""
+
+    worker: int
+
+
+class Unblocked(Message):
+    """Worker or actor -> broker: it goes on."""
+
+    worker: int
+
+
+class Sealed(Message):
+    """Worker or actor -> broker: objects that the broker asked the store to be told of now exist."""
+
+    ids: bytes
+
+
+class LeaseRequest(Message):
+    """Driver, worker or actor -> broker: lend me a worker for calls of this shape. The reply is sealed when (if ever) one is granted: Lease; a lease is
+    taken back by raising word WORD_LEASE of the worker's process record."""
+
+    process: int
+    job: int
+    shape: bytes
+    reply: bytes
+
+
+class LeaseReturn(Message):
+    """Lessee -> broker: no longer needed."""
+
+    process: int
+    worker: int
+    epoch: int
+
+
+class CreateActor(Message):
+    """Driver, worker or actor -> broker. Failure to construct appears as the error of the actor's address object. `reply` (only for named actors and
+    get_if_exists) is sealed with the id of the actor that now bears the name, or an error."""
+
+    process: int
+    spec: ActorSpec
+    reply: bytes
+
+
+class SubmitActorCalls(Message):
+    """Caller -> broker: calls to an actor that is not (or no longer) reachable; they are forwarded in order once it is."""
+
+    process: int
+    job: int
+    actor: bytes
+    incarnation: int
+    calls: list[TaskSpec]
+
+
+class ActorReady(Message):
+    """Actor -> broker: constructed."""
+
+    worker: int
+    process: int
+    actor: bytes
+
+
+class ActorFailed(Message):
+    """Actor -> broker: the constructor raised; `error` is the packed failure."""
+
+    worker: int
+    actor: bytes
+    error: bytes
+
+
+class ActorExit(Message):
+    """Actor -> broker: it ends by its own will (exit_actor, or after ExitWhenIdle)."""
+
+    worker: int
+    actor: bytes
+
+
+class CancelTask(Message):
+    """Anyone -> broker."""
+
+    task: bytes
+    force: bool
+    recursive: bool
+
+
+class KillActor(Message):
+    """Anyone -> broker."""
+
+    actor: bytes
+    no_restart: bool
+
+
+class LookupActor(Message):
+    """Anyone -> broker: the id and spec of the actor with this name; the reply is an ActorSpec or an error."""
+
+    name: str
+    namespace: str
+    reply: bytes
+
+
+class GcsRequest(Message):
+    """Anyone -> broker: a request to the control store; the reply object is its encoded answer."""
+
+    body: bytes
+    reply: bytes
+
+
+class Query(Message):
+    """Anyone -> broker: state of the node or cluster (`what` names it); the reply is msgpack."""
+
+    what: str
+    reply: bytes
+    argument: str = ""
+
+
+# -- to a worker or actor ---------------------------------------------------------------------------------------------------------
+
+
+class BindJob(Message):
+    """Broker -> worker, once: whose code it will run."""
+
+    job: JobSpec
+
+
+class RunTasks(Message):
+    """Broker -> worker: run these in order; each must be claimed first."""
+
+    tasks: list[TaskSpec]
+
+
+class RunDirect(Message):
+    """Lessee -> worker: the same, without the broker between. Specs are kept in the store for recovery."""
+
+    process: int
+    epoch: int
+    tasks: list[TaskSpec]
+
+
+class StartActor(Message):
+    """Broker -> worker: become this actor."""
+
+    spec: ActorSpec
+    incarnation: int
+    replay: list[TaskSpec]
+    """Calls of the previous incarnation to run again, in order, before all others."""
+
+
+class CallActor(Message):
+    """Caller (or broker, forwarding) -> actor."""
+
+    process: int
+    incarnation: int
+    calls: list[TaskSpec]
+
+
+class ExitWhenIdle(Message):
+    """Broker -> actor: no handle is left; end after the calls already received."""
+
+    reason: str
+
+
+class Shutdown(Message):
+    """Broker -> worker: end now."""
+
+    reason: str
+
+
+# -- replies (sealed objects, not messages) ------------------------------------------------------------------------------------------
+
+
+class HelloReply(msgspec.Struct, array_like=True, frozen=True):
+    """What a driver learns when it is admitted."""
+
+    job: int
+    node: bytes
+    session: str
+    resources: dict[str, float]
+
+
+class Lease(msgspec.Struct, array_like=True, frozen=True):
+    """A worker lent to a caller until WORD_LEASE of its process record differs from `epoch`."""
+
+    worker: int
+    process: int
+    epoch: int
+
+
+class ActorAddress(msgspec.Struct, array_like=True, frozen=True):
+    """Value of an actor's address object `ids.return_id(actor, incarnation)`: where that incarnation lives."""
+
+    worker: int
+    process: int
+    incarnation: int
+
+
+WORD_LEASE: Final = 0
+"""Word of a worker's process record: the current lease epoch; raised to take a lease back."""
+WORD_CONSUMED: Final = 1
+"""Word of a sender's process record: submit frames the broker has taken from it (a sender that is not ahead sends at once, else packs)."""
+WORD_CANCEL: Final = 2
+"""Word of a worker's process record: first 8 bytes of the id of the task that should be interrupted; 0 none."""
+GLOBAL_LOG_EVENTS: Final = 0
+"""Segment-wide word: raised whenever a worker wrote output."""
+
+KINDS: Final[dict[int, type[Message]]] = {
+    1: Hello,
+    2: Goodbye,
+    3: WorkerReady,
+    4: DefineShapes,
+    5: SubmitTasks,
+    6: TasksDone,
+    7: Blocked,
+    8: Unblocked,
+    9: Sealed,
+    10: LeaseRequest,
+    11: LeaseReturn,
+    12: CreateActor,
+    13: SubmitActorCalls,
+    14: ActorReady,
+    15: ActorFailed,
+    16: ActorExit,
+    17: CancelTask,
+    18: KillActor,
+    19: LookupActor,
+    20: GcsRequest,
+    21: Query,
+    40: BindJob,
+    41: RunTasks,
+    42: RunDirect,
+    43: StartActor,
+    44: CallActor,
+    45: ExitWhenIdle,
+    46: Shutdown,
+}
+
+_encode = msgspec.msgpack.Encoder().encode
+_PREFIX: Final[dict[type[Message], bytes]] = {cls: bytes((VERSION, kind)) for kind, cls in KINDS.items()}
+_DECODERS: Final = [
+    msgspec.msgpack.Decoder(KINDS[kind]).decode if kind in KINDS else None for kind in range(max(KINDS) + 1)
+]
+
+
+def encode(message: Message) -> bytes:
+    """Return the frame of a message."""
+    return _PREFIX[type(message)] + _encode(message)
+
+
+def decode(frame: bytes) -> Message:
+    """Return the message in a frame; raise `FrameError` (never anything else) when it is none."""
+    if len(frame) < 3 or frame[0] != VERSION:
+        raise FrameError(f"not a frame of version {VERSION}: {frame[:8]!r}")
+    kind = frame[1]
+    decoder = _DECODERS[kind] if kind < len(_DECODERS) else None
+    if decoder is None:
+        raise FrameError(f"unknown kind {kind}")
+    try:
+        message = decoder(memoryview(frame)[2:])
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise FrameError(f"malformed {KINDS[kind].__name__}: {error}") from None
+    _check(message)
+    return message
+
+
+def _check(message: Message) -> None:
+    """Refuse what msgpack types cannot express: ids of a wrong length, columns of unequal length."""
+    if isinstance(message, (SubmitTasks, RunTasks, RunDirect)):
+        for spec in message.tasks:
+            if len(spec.id) != 16 or len(spec.shape) != 16:
+                raise FrameError("a task or shape id is not 16 bytes long")
+    elif isinstance(message, TasksDone):
+        n = len(message.statuses)
+        if len(message.ids) != 16 * n or len(message.micros) != n:
+            raise FrameError("columns of TasksDone differ in length")
+    elif isinstance(message, (CallActor, SubmitActorCalls)):
+        for spec in message.calls:
+            if len(spec.id) != 16 or len(spec.shape) != 16:
+                raise FrameError("a call or shape id is not 16 bytes long")
+    elif isinstance(message, Sealed) and len(message.ids) % 16:
+        raise FrameError("ids of Sealed are not a multiple of 16 bytes")
