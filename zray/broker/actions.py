@@ -5,6 +5,8 @@ The reverse direction is `events.py`. Order matters: actions are performed in th
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 
 from zray.task import ActorSpec, TaskSpec
@@ -45,8 +47,13 @@ class RunOn(Action):
     tasks: list[TaskSpec]
 
 
+UNKNOWN_RETURNS: Final = -1
+"""`num_returns` of a call whose shape never passed the broker (calls to actors): all results of it that the store has."""
+
+
 class Reopen(Action):
-    """Raise the attempt of a task's results in the store (`zs_retry`) and set spec.attempt to it before anything else happens with it."""
+    """Raise the attempt of a task's results in the store (`zs_retry`) and set spec.attempt to it before anything else happens with it. Only executions that a
+    death (or retry_exceptions) cost are reopened, so `spec.attempt` counts the retries used. Results that are sealed already stay as they are."""
 
     task: TaskSpec
     num_returns: int
@@ -59,6 +66,20 @@ class SealError(Action):
     num_returns: int
     kind: str
     fields: dict[str, object]
+
+
+class SealEntries(Action):
+    """Seal these pending objects (ids of objects, not of tasks) with a system error; `kind` and `fields` as in SealError."""
+
+    ids: list[bytes]
+    kind: str
+    fields: dict[str, object]
+
+
+class WatchObjects(Action):
+    """Look whether these objects are sealed (`zs_watch_broker` again): a notice may have died with its sender. Answer: ObjectsReady for those that are."""
+
+    ids: list[bytes]
 
 
 class SealReply(Action):
@@ -86,7 +107,7 @@ class RevokeLease(Action):
 
 
 class BeginActor(Action):
-    """Send StartActor to the worker."""
+    """Send StartActor to the worker (and make its process the target of the replayed calls in the store)."""
 
     worker: int
     spec: ActorSpec
@@ -130,7 +151,7 @@ class EndActor(Action):
 
 
 class InterruptTask(Action):
-    """Make the worker raise TaskCancelledError in this task if it is still running it."""
+    """Make the worker raise TaskCancelledError in this task if it is running it, or when it comes to it."""
 
     worker: int
     task: bytes

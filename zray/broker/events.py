@@ -83,7 +83,10 @@ class WorkerExited(Event):
     orphans: list[TaskSpec]
     """Specs kept in the store of calls that had gone straight to it (leased tasks or actor calls), in the order of their sequence."""
     orphans_without_spec: list[bytes]
-    """Ids of entries that targeted it and kept no spec: they can only fail."""
+    """Ids of entries that targeted it, kept no spec and are not results of a call in `orphans`: they can only fail."""
+    claimed: list[bytes] | None = None
+    """Ids of the tasks and calls (orphans included) it had claimed and not sealed: what it was running when it died. Only these cost a retry. None when
+    the store could not tell: then the first task handed to it that is not known to have ended is taken for it."""
 
 
 class WorkerStartFailed(Event):
@@ -151,7 +154,7 @@ class ActorCallsQueued(Event):
 
 
 class ActorUnreferenced(Event):
-    """The last handle is gone (its life object turned zombie)."""
+    """The last handle is gone (its life object turned zombie). Calls already on their way are still answered."""
 
     actor: bytes
 
@@ -172,6 +175,8 @@ class TaskCancel(Event):
     task: bytes
     force: bool
     recursive: bool
+    worker: int = 0
+    """The worker or actor that the store names as target or claimant of the task's results, 0 for none: how a call that went straight to it is found."""
 
 
 class ActorLookup(Event):
@@ -181,6 +186,7 @@ class ActorLookup(Event):
 
 
 class Tick(Event):
-    """Time passed (about every 100 ms while anything is going on). `leased_busy`: leased workers that have unfinished direct calls."""
+    """Time passed (about every 100 ms while anything is going on, and when `Scheduler.wake_at` is reached)."""
 
     leased_busy: frozenset[int] = frozenset()
+    """Workers and actors that have unfinished direct calls (entries that target them), also when the lease was taken back meanwhile."""
