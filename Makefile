@@ -1,0 +1,88 @@
+# Two commands do everything on a machine with Python >= 3.10 and a C compiler:
+#
+#   make demo    learn CartPole on all cores (writes demo-output/)
+#   make test    lint, types, C tests, Python tests (under 15 minutes on 2 cores)
+#
+# Both make .venv, install into it and build the extensions in place; a second run finds the stamps in .venv and starts at
+# once. Others: build, lint, types, ctest, soak, bench, dist, clean.
+#
+# Variables: PYTHON (the interpreter that .venv is made with), TORCH (what the PyTorch tests run with; `make test TORCH=`
+# does without), PYTEST_ARGS, DEMO_ARGS, BENCH_ARGS.
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+PYTEST_ARGS ?=
+DEMO_ARGS ?=
+BENCH_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+SOURCES := setup.py $(shell find zray -name '*.pyx' -o -name '*.pxd' -o -name '*.h' -o -name '*.py') zray/_store_core.c
+
+.PHONY: demo test build lint types ctest pytest soak bench dist clean
+.DELETE_ON_ERROR:
+
+demo: build
+	$(BIN)/zray demo $(DEMO_ARGS)
+
+test: lint types ctest pytest
+
+pytest: build $(VENV)/.stamp-test $(VENV)/.stamp-torch
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+build: $(VENV)/.stamp-build
+
+lint: $(VENV)/.stamp-test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: build $(VENV)/.stamp-test
+	$(BIN)/mypy
+
+# The C tests of the store bring their own Makefile: they compile the store alone, under sanitizers.
+ctest:
+	@if [ -f tests/store/Makefile ]; then $(MAKE) -C tests/store check; fi
+
+soak: build $(VENV)/.stamp-test
+	$(BIN)/python -m pytest -m soak --timeout 0 $(PYTEST_ARGS)
+
+bench: build $(VENV)/.stamp-test
+	$(BIN)/zray microbenchmark $(BENCH_ARGS)
+
+dist: $(VENV)/.stamp-test
+	rm -rf dist
+	$(BIN)/python -m build
+
+clean:
+	rm -rf $(VENV) build dist demo-output *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	find zray \( -name '*.so' -o -name '__pycache__' \) -prune -exec rm -rf {} +
+	rm -f zray/_store.c
+
+# --- stamps: each is touched when its step has succeeded, so a broken-off run takes up where it stopped ---
+
+$(VENV)/.stamp-venv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+	  || { echo "zray needs Python >= 3.10; try 'make PYTHON=python3.12'" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install "pip>=24" "setuptools>=77" "cython>=3.1"
+	@touch $@
+
+# Editable: the extensions are built beside their sources, and again by .stamp-build when those change.
+$(VENV)/.stamp-install: $(VENV)/.stamp-venv pyproject.toml setup.py
+	$(PIP) install --no-build-isolation -e '.[demo]'
+	@touch $@
+
+$(VENV)/.stamp-build: $(VENV)/.stamp-install $(SOURCES)
+	$(BIN)/python setup.py -q build_ext --inplace --parallel 2
+	@touch $@
+
+$(VENV)/.stamp-test: $(VENV)/.stamp-install
+	$(PIP) install --no-build-isolation -e '.[demo,test]'
+	@touch $@
+
+$(VENV)/.stamp-torch: $(VENV)/.stamp-venv
+	@if [ -z "$(TORCH)" ]; then echo "PyTorch left out: the tests that need it skip"; \
+	elif $(PIP) install "$(TORCH)"; then :; \
+	else echo "PyTorch ($(TORCH)) cannot be installed here: the tests that need it skip"; fi
+	@touch $@
