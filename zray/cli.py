@@ -51,9 +51,16 @@ def demo(environment: str, seed: int, workers: int | None, generations: int, out
     missing = [name for name in ("gymnasium", "matplotlib") if importlib.util.find_spec(name) is None]
     if missing:
         raise click.ClickException(f"the demo needs {' and '.join(missing)}: pip install 'zray[demo]'")
+    import gymnasium
+
     import zray
     from zray.demo import report, training
+    from zray.demo.simulation import Simulator
 
+    try:
+        Simulator(environment)
+    except (gymnasium.error.Error, TypeError) as error:
+        raise click.BadParameter(str(error), param_hint="--env") from error
     curve = report.CurveWriter(out)
     zray.init()
     try:

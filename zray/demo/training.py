@@ -124,10 +124,11 @@ class _Run:
         self.episodes = 0
         self.best = -np.inf
         self.evaluations = 0
+        # One made here tells what the policy must fit, and a bad name or space raises before anything is started.
+        spaces, self.threshold = Simulator(environment).describe()
+        self.learner = evolution.initial_learner(spaces)
         actor_class = zray.remote(Simulator)
         self.simulators: list[Any] = [actor_class.remote(environment) for _ in range(simulators)]
-        spaces, self.threshold = zray.get(self.simulators[0].describe.remote())
-        self.learner = evolution.initial_learner(spaces)
 
     def go(self, generations: int, report: Callable[[Generation], None]) -> Outcome:
         for number in range(1, generations + 1):
