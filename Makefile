@@ -57,7 +57,8 @@ dist: $(VENV)/.stamp-test
 clean:
 	rm -rf $(VENV) build dist demo-output *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	find zray \( -name '*.so' -o -name '__pycache__' \) -prune -exec rm -rf {} +
-	rm -f zray/_store.c
+	for made in $$(find zray -name '*.c'); do \
+	  for source in "$${made%.c}.py" "$${made%.c}.pyx"; do if [ -f "$$source" ]; then rm -f "$$made"; fi; done; done
 
 # --- stamps: each is touched when its step has succeeded, so a broken-off run takes up where it stopped ---
 

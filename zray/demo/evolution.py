@@ -13,7 +13,7 @@ clock, no global generator, and the order in which episodes end has no influence
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,7 +75,7 @@ def initial_learner(spaces: Spaces) -> Learner:
     return Learner(zeros, zeros, zeros)
 
 
-def choose_action(spaces: Spaces, policy: Array, observation: NDArray[np.generic]) -> int | Array:
+def choose_action(spaces: Spaces, policy: Array, observation: NDArray[np.floating[Any]]) -> int | Array:
     """Return the policy's action: the output with the largest score, or scores squashed into the action's bounds."""
     scores: Array = policy[:, :-1] @ observation + policy[:, -1]
     if not spaces.low:

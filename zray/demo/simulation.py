@@ -7,6 +7,8 @@ the policy's arithmetic (`evolution`).
 
 from __future__ import annotations
 
+from typing import Any
+
 import gymnasium
 import numpy as np
 
@@ -47,7 +49,7 @@ class Simulator:
         return total
 
 
-def _spaces_of(environment: gymnasium.Env) -> Spaces:  # type: ignore[type-arg]
+def _spaces_of(environment: gymnasium.Env[Any, Any]) -> Spaces:
     seen, acts = environment.observation_space, environment.action_space
     if not isinstance(seen, gymnasium.spaces.Box):
         raise TypeError(f"a linear policy reads arrays, but observations are {seen}")
