@@ -146,15 +146,15 @@ def test_plain_lines_show_every_figure(capsys: pytest.CaptureFixture[str]) -> No
         display.show(a_generation(2))
         display.show(a_generation(3, 55.5))
     first, second = capsys.readouterr().err.splitlines()
-    assert " ".join(first.split()) == "generation 2 mean 40.0 best 60.0 128 episodes/s 64 tasks/s"
+    assert " ".join(first.split()) == "gen 2 mean 40.0 best 60.0 128 episodes/s 64 tasks/s"
     assert second.endswith("evaluated 55.5")
 
 
 def test_the_live_bar_shows_every_figure(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setenv("COLUMNS", "80")
     with report.display(10, live=True) as display:
         display.show(a_generation(4))
-    assert "generation   4  mean   80.0  best  120.0" in capsys.readouterr().err
+    assert "gen   4  mean   80.0  best  120.0   128 episodes/s    64 tasks/s" in capsys.readouterr().err
 
 
 def test_a_broken_off_run_leaves_its_rows(tmp_path: Path) -> None:

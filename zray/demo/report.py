@@ -39,7 +39,8 @@ class PlainDisplay:
 
     def show(self, generation: Generation) -> None:
         """Write one line."""
-        print(describe_generation(generation), file=self._out, flush=True)
+        evaluated = "" if generation.evaluation is None else f"  evaluated {generation.evaluation:.1f}"
+        print(describe_generation(generation) + evaluated, file=self._out, flush=True)
 
 
 class BarDisplay:
@@ -51,18 +52,16 @@ class BarDisplay:
 
     def show(self, generation: Generation) -> None:
         """Move the bar and replace its figures."""
-        figures = describe_generation(generation)
-        self._progress.update(self._task, completed=generation.generation, figures=figures)
+        self._progress.update(self._task, completed=generation.generation, figures=describe_generation(generation))
 
 
 def describe_generation(generation: Generation) -> str:
-    """Return the figures of one generation in one line; rates are means since the start."""
+    """Return the figures of one generation, short enough for a bar beside them; rates are means since the start."""
     seconds = max(generation.seconds, 1e-9)
-    text = (
-        f"generation {generation.generation:3d}  mean {generation.mean:6.1f}  best {generation.best:6.1f}"
-        f"  {generation.episodes / seconds:7.0f} episodes/s  {generation.tasks / seconds:7.0f} tasks/s"
+    return (
+        f"gen {generation.generation:3d}  mean {generation.mean:6.1f}  best {generation.best:6.1f}"
+        f" {generation.episodes / seconds:5.0f} episodes/s {generation.tasks / seconds:5.0f} tasks/s"
     )
-    return text if generation.evaluation is None else f"{text}  evaluated {generation.evaluation:.1f}"
 
 
 def describe_outcome(outcome: Outcome) -> str:
@@ -87,7 +86,7 @@ def display(generations: int, *, live: bool | None = None) -> Iterator[Display]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
-    columns = (SpinnerColumn(), BarColumn(bar_width=20), TextColumn("{task.fields[figures]}"))
+    columns = (SpinnerColumn(), BarColumn(bar_width=10), TextColumn("{task.fields[figures]}"))
     with Progress(*columns, console=Console(stderr=True)) as progress:
         yield BarDisplay(progress, progress.add_task("", total=generations, figures="starting"))
 
