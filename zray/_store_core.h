@@ -82,12 +82,14 @@ enum {
     ZS_PINNED = -13
 };
 
+/* Codes below -99 never leave the store. */
+
 enum zs_state { ZS_FREE = 0, ZS_OPEN, ZS_PENDING, ZS_CLAIMED, ZS_SEALED, ZS_SPILLED, ZS_ZOMBIE };
 
 /* `kind` of a sealed value: free for Python except that bit ZS_KIND_ERROR marks errors */
 #define ZS_KIND_ERROR 0x80u
 
-/* entry flags */
+/* entry flags; bits from 0x10 on are the store's own and are not reported */
 #define ZS_FLAG_NOTIFY 0x01u        /* with the last reference the entry turns ZOMBIE and is kept for zs_next_zombie (actor life objects) */
 #define ZS_FLAG_BROKER_WATCH 0x02u
 #define ZS_FLAG_FILE 0x04u          /* the value lives in a file of its own (larger than the store): the data holds its name */
@@ -110,8 +112,10 @@ typedef struct {
     uint32_t expected;           /* PENDING/CLAIMED entries that target this process (derived) */
     uint32_t parent;             /* index of the process that prepared this record before a fork */
     uint32_t holds;              /* hold records in use (derived) */
+    uint32_t writing;            /* entries that are OPEN, claimed with a block, or being restored by it (derived) */
+    uint32_t rings;              /* counts zs_ring, which wakes even those whose objects are not done */
     uint64_t words[ZS_WORDS];
-    uint8_t reserved[24];
+    uint8_t reserved[16];
 } zs_process;
 
 /* One entry per object, 128 bytes. */
@@ -120,12 +124,16 @@ typedef struct {
     uint32_t state;              /* commit; enum zs_state */
     uint32_t attempt;
     uint64_t size;               /* bytes of the value, or of the spec while PENDING/CLAIMED */
-    uint64_t open_size;          /* bytes of the block being written */
+    union {
+        uint64_t open_size;      /* while OPEN, or open_block != 0: bytes of the value being written | slots of its list << 40 */
+        struct {                 /* else: list of sealed, unpinned blocks, of zombies, or (older only) of entries to be freed (derived) */
+            uint32_t older, newer;
+        };
+    };
     uint32_t block;              /* granule of the value, or of dependency list + spec while PENDING/CLAIMED; 0 = inline */
     uint32_t open_block;         /* granule of the block that `writer` fills */
-    uint32_t next;               /* hash chain / free list (derived) */
+    uint32_t next;               /* hash chain / free list / limbo list (derived) */
     uint32_t holds;              /* first hold record (derived) */
-    uint32_t older, newer;       /* least-recently-used list of sealed, unpinned blocks (derived) */
     uint32_t held_by_objects;    /* references from other entries' lists (derived) */
     uint32_t contained;          /* slots in this entry's list: contained objects, or arguments while PENDING/CLAIMED */
     zs_proc writer;              /* who fills open_block / who claimed */
@@ -136,6 +144,14 @@ typedef struct {
     uint8_t inline_data[ZS_INLINE_MAX - 8];
     uint8_t inline_tail[8];
 } zs_entry;
+
+/* Where an entry's list of slots lies. Extents follow from the fields, so that repair can tell them without the allocator:
+ *   SEALED           value, zeros up to a multiple of 4, list; in `block`, or in inline_data when all fits there
+ *   SPILLED          block is 0 without a list, else the last granules of the former block: list at byte round4(size) % 64
+ *   PENDING/CLAIMED  list, spec; in `block` or in inline_data
+ *   open_block       value, zeros, room for the list (as it will be when SEALED); an OPEN entry without open_block is written inline
+ * A claimant's open_block that was superseded while its writer lives moves into an entry of its own (OPEN, no id, target = slot of the claim),
+ * until that writer seals in vain, aborts or is reaped. */
 
 /* A process's share in an object. */
 typedef struct {
@@ -223,6 +239,8 @@ uint64_t zs_global_add(zs_store *s, int word, uint64_t delta);
 int zs_reference(zs_store *s, const uint8_t *id, uint32_t *slot);
 /* Take another reference on an entry the caller (or an entry it pins) already references. */
 int zs_reference_slot(zs_store *s, uint32_t slot);
+/* Copy the id of an entry that the caller references or has claimed. ZS_OK, ZS_NOT_FOUND. Lock-free. */
+int zs_id_of(zs_store *s, uint32_t slot, uint8_t *id);
 /* Drop one. The last one of all frees the entry and, iteratively, what only it contained. */
 int zs_release(zs_store *s, uint32_t slot);
 /* Drop one in each of n slots under one lock. */
@@ -240,7 +258,8 @@ int zs_create(zs_store *s, const uint8_t *id, uint64_t size, uint32_t contained,
 /* Seal what zs_create opened. `contained`: the slots the value refers to (referenced by the caller now; the entry takes its own references).
  * ZS_OK, ZS_SEALED_TELL_BROKER, ZS_STALE, ZS_BAD_STATE. */
 int zs_seal(zs_store *s, uint32_t slot, uint8_t kind, uint8_t flags, const uint32_t *contained, uint32_t n);
-/* Take back an OPEN object (or a block made by zs_open_result). */
+/* Take back an OPEN object (or a block made by zs_open_result). References stay: as long as somebody has one, what was OPEN is a sealed, empty
+ * system error (size 0, ZS_KIND_ERROR, ZS_FLAG_SYSTEM_ERROR). The same happens to it when its writer is reaped. */
 int zs_abort(zs_store *s, uint32_t slot);
 /* A small entry with NOTIFY, state SEALED, holding `data` inline: an actor's life object. Takes a reference. */
 int zs_put_life(zs_store *s, const uint8_t *id, const void *data, uint32_t size, uint32_t job, uint32_t *slot);
@@ -260,7 +279,7 @@ int zs_open_result(zs_store *s, uint32_t slot, uint32_t attempt, uint64_t size, 
 int zs_seal_result(zs_store *s, uint32_t slot, uint32_t attempt, uint8_t kind, uint8_t flags, const uint32_t *contained, uint32_t n);
 /* Further results of the same task (num_returns > 1) share its fate: claim them by id with the same attempt as well; this claims n at once or none. */
 int zs_claim_many(zs_store *s, const uint8_t *ids, uint32_t n, uint32_t attempt, uint32_t *slots);
-/* By the broker: from PENDING/CLAIMED (or a sealed system error) to PENDING with attempt+1 and a new target; wakes nobody. ZS_OK with *attempt, ZS_BAD_STATE. */
+/* By the broker: from PENDING/CLAIMED (or a sealed system error) to PENDING with attempt+1 and a new target; wakes nobody. ZS_OK with *attempt, ZS_BAD_STATE, ZS_GONE. */
 int zs_retry(zs_store *s, uint32_t slot, zs_proc target, uint32_t *attempt);
 /* Change who must seal a PENDING entry. ZS_OK, ZS_BAD_STATE, ZS_GONE. */
 int zs_retarget(zs_store *s, uint32_t slot, zs_proc target);
@@ -285,7 +304,8 @@ int zs_unpin(zs_store *s, uint32_t slot);
 /* Describe any referenced entry without pinning (data is NULL). */
 int zs_describe(zs_store *s, uint32_t slot, zs_view *view);
 /* Wait until at least `want` of the n referenced slots are done (SEALED or SPILLED), or timeout_ns passed (< 0: no limit), or someone rings this
- * process's bell with `stop_on_ring`. *done = how many are. Returns ZS_OK, ZS_TIMEOUT, ZS_INTERRUPTED, ZS_BROKER_GONE. Call without the GIL. */
+ * process's bell (zs_ring) with `stop_on_ring`. *done = how many are. Returns ZS_OK (done, or rung), ZS_TIMEOUT, ZS_INTERRUPTED, ZS_BROKER_GONE.
+ * Call without the GIL. */
 int zs_wait(zs_store *s, const uint32_t *slots, size_t n, size_t want, int64_t timeout_ns, int stop_on_ring, size_t *done);
 /* Count the done ones, lock-free. */
 size_t zs_count_done(zs_store *s, const uint32_t *slots, size_t n);
@@ -305,7 +325,7 @@ int zs_restore(zs_store *s, uint32_t slot, uint8_t **data, uint64_t *size);
 int zs_restored(zs_store *s, uint32_t slot, int good);
 /* Drop the value of a sealed object although it is referenced (user asked to free it): it becomes an error object of that inline data. ZS_PINNED if pinned. */
 int zs_discard(zs_store *s, uint32_t slot, const void *data, uint32_t size, uint8_t kind);
-/* Allocate pages ahead of need: at most `bytes` beyond what is committed (never over capacity). Returns ZS_OK, ZS_LAST (nothing to do), ZS_NO_MEMORY. */
+/* Allocate pages ahead of need, a piece per call, until `bytes` beyond the highest block in use have them (never over capacity). Returns ZS_OK, ZS_LAST (nothing to do), ZS_NO_MEMORY. */
 int zs_touch_ahead(zs_store *s, uint64_t bytes);
 
 /* ---- the dead and the living -------------------------------------------------------------------------------------------------------- */
