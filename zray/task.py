@@ -86,6 +86,9 @@ class ActorSpec(msgspec.Struct, frozen=True, array_like=True):
     """What the living actor occupies (its construction may need more: the shape's resources)."""
     is_async: bool = False
     get_if_exists: bool = False
+    class_name: str = ""
+    methods: dict[str, int] = {}
+    """Names of the public methods and their num_returns: what a handle made from the actor's name must know."""
 
 
 class JobSpec(msgspec.Struct, frozen=True, array_like=True):

@@ -1,0 +1,279 @@
+"""`@zray.remote` on a class: creating actors, handles, method calls.
+
+Covers `ActorClass`, `ActorHandle`, `ActorMethod` and the options of methods. Does not cover the connection to an actor (`zray.submission.ActorLink`)
+or its life (the broker's actor machine).
+
+A handle holds a reference to the actor's *life object*, wherever it is copied; when the last one goes, the actor ends.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
+
+from zray import _store, api, errors, options, resources, wire
+from zray.actor_runtime import is_asynchronous
+from zray.execution import ActorExitRequested
+from zray.remote_function import call_site, export_code, make_shape
+from zray.submission import pack_call
+from zray.task import ACTOR_CREATION, ACTOR_METHOD, ActorSpec, CallShape, TaskSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from zray.object_store import ObjectRef
+    from zray.session import Session
+
+T = TypeVar("T")
+_METHOD_OPTIONS = "__zray_method_options__"
+_ALWAYS = {"__ray_ready__": 1, "__ray_call__": 1, "__ray_terminate__": 1, "__zray_ready__": 1, "__zray_call__": 1, "__zray_terminate__": 1}
+
+
+def method(**chosen: Any) -> Callable[[T], T]:
+    """Decorate a method of an actor class with options for all its calls (num_returns ...). Raises ValueError for unknown ones."""
+    if not chosen:
+        raise ValueError("@zray.method needs at least one option, such as @zray.method(num_returns=2)")
+    options.resolve("method", chosen)
+
+    def decorate(function: T) -> T:
+        setattr(function, _METHOD_OPTIONS, dict(chosen))
+        return function
+
+    return decorate
+
+
+def exit_actor() -> NoReturn:
+    """Called inside a method: end this actor on purpose after the call; it is not restarted. Raises TypeError outside of an actor."""
+    if not api.current_session().current().actor:
+        raise TypeError("exit_actor() can be called only inside a method of an actor")
+    raise ActorExitRequested
+
+
+def _method_table(cls: type) -> dict[str, int]:
+    """Public methods of a class and their num_returns."""
+    found: dict[str, int] = {}
+    for name, member in inspect.getmembers(cls, callable):
+        if name.startswith("__") and name not in ("__call__", "__len__", "__getitem__", "__next__", "__iter__"):
+            continue
+        chosen = getattr(member, _METHOD_OPTIONS, {})
+        count = chosen.get("num_returns", 1)
+        found[name] = count if isinstance(count, int) else 1
+    return found
+
+
+class ActorClass(Generic[T]):
+    """A class whose instances are actors: `C.remote(...)` makes one and returns its handle at once."""
+
+    def __init__(self, cls: type[T], chosen: dict[str, Any]) -> None:
+        if not inspect.isclass(cls):
+            raise TypeError(f"an actor class must be a class, not {type(cls).__name__}")
+        self._cls = cls
+        self._options = chosen
+        self._name = cls.__qualname__
+        self._methods = _method_table(cls)
+        self._is_async = is_asynchronous(cls)
+        self._prepared: tuple[Session, CallShape] | None = None
+        self.__name__ = cls.__name__
+        self.__qualname__ = cls.__qualname__
+        self.__module__ = cls.__module__
+        self.__doc__ = cls.__doc__
+
+    def __init_subclass__(cls, **_: Any) -> None:
+        raise TypeError("zray.actor.ActorClass is not to be derived from")
+
+    def __mro_entries__(self, bases: tuple[Any, ...]) -> NoReturn:
+        raise errors.ActorClassInheritanceException(
+            f"Inheriting from actor classes is not supported: decorate the subclass with @zray.remote, and derive it from the plain class {self._name}"
+        )
+
+    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise TypeError(f"Actors cannot be instantiated directly. Instead of '{self._name}()', use '{self._name}.remote()'.")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"cls": self._cls, "options": self._options}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["cls"], state["options"])  # type: ignore[misc]
+
+    def options(self, **changes: Any) -> ActorClass[T]:
+        """Return the same class with other options; see `zray.remote`. Raises ValueError or TypeError for bad ones."""
+        made = ActorClass(self._cls, options.resolve("actor", changes, self._options))
+        made._prepared = None
+        return made
+
+    def bind(self, *args: Any, **kwargs: Any) -> Any:
+        """Lazy graphs are not part of this version."""
+        raise NotImplementedError("lazy graphs (bind) are not available yet; call .remote()")
+
+    def remote(self, *args: Any, **kwargs: Any) -> ActorHandle[T]:
+        """Make an actor. Errors of the constructor appear when its methods are called.
+
+        Raises:
+            ValueError: the name is taken in the namespace.
+            SerializationError: an argument cannot be pickled.
+        """
+        prepared = self._prepared
+        if prepared is None or prepared[0].closed:
+            session = api.current_session()
+            function = export_code(session, self._cls, self._name, "class")
+            prepared = self._prepared = session, make_shape(ACTOR_CREATION, function, self._name, self._options)
+        session, shape = prepared
+        chosen = self._options
+        submitter = api.submitter_of(session)
+        call = pack_call(session, args, kwargs)
+        actor = session.next_task_id(session.current())
+        name = chosen.get("name") or ""
+        namespace = chosen.get("namespace") or session.config.namespace
+        concurrency = chosen.get("max_concurrency")
+        spec = ActorSpec(
+            creation=TaskSpec(actor, shape.key, call.stream, call.kind, call.dep_ids, call.borrowed),
+            job=session.job,
+            name=name,
+            namespace=namespace,
+            detached=chosen.get("lifetime") == "detached",
+            max_restarts=chosen.get("max_restarts") or 0,
+            max_task_retries=chosen.get("max_task_retries") or 0,
+            max_concurrency=concurrency if concurrency is not None else (1000 if self._is_async else 1),
+            max_pending_calls=chosen.get("max_pending_calls") or -1,
+            running_resources=resources.pack(options.resources_of(chosen, actor=True, running=True)),
+            is_async=self._is_async,
+            get_if_exists=bool(chosen.get("get_if_exists")),
+            class_name=self._name,
+            methods=self._methods,
+        )
+        life = session.store.put_life(actor, b"")
+        # The address object holds the constructor's arguments until the actor lives; the broker holds them for restarts.
+        session.store.expect(_store.with_index(actor, 1), 0, call.refs, None, "")
+        reply = session.expect_reply() if name else None
+        with submitter.lock:
+            submitter.flush()
+            submitter.define_at_broker(shape)
+            session.broker.send(wire.encode(wire.CreateActor(session.store.process, spec, reply.binary() if reply else b"")))
+        if reply is not None:
+            bearer = session.reply_of(reply)
+            found = wire_bytes(bearer)
+            if found != actor:
+                other = session.store.reference(found)
+                if other is not None:
+                    return ActorHandle(found, other, self._name, self._methods, spec.max_pending_calls)
+        return ActorHandle(actor, life, self._name, self._methods, spec.max_pending_calls)
+
+
+def wire_bytes(data: bytes) -> bytes:
+    """Decode a reply that is one id."""
+    import msgspec
+
+    return msgspec.msgpack.decode(data, type=bytes)
+
+
+class ActorMethod:
+    """A method of an actor, ready to be called with `.remote()`."""
+
+    __slots__ = ("_handle", "_method", "_options")
+
+    def __init__(self, handle: ActorHandle[Any], name: str, chosen: dict[str, Any] | None = None) -> None:
+        self._handle = handle
+        self._method = name
+        self._options = chosen
+
+    def remote(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the method; returns a reference at once (a list with num_returns > 1, None with 0)."""
+        return self._handle._call(self._method, self._options, args, kwargs, call_site(1))
+
+    def options(self, **changes: Any) -> ActorMethod:
+        """Return the same method with other options (num_returns, name ...)."""
+        return ActorMethod(self._handle, self._method, options.resolve("method", changes, self._options))
+
+    def bind(self, *args: Any, **kwargs: Any) -> Any:
+        """Lazy graphs are not part of this version."""
+        raise NotImplementedError("lazy graphs (bind) are not available yet; call .remote()")
+
+    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise TypeError(f"Actor methods cannot be called directly. Instead of 'actor.{self._method}()', use 'actor.{self._method}.remote()'.")
+
+
+class ActorHandle(Generic[T]):
+    """A handle of an actor: its methods are attributes with `.remote(...)`. Handles can be passed anywhere."""
+
+    def __init__(self, actor: bytes, life: ObjectRef, class_name: str, methods: dict[str, int], max_pending: int = -1) -> None:
+        self._zray_actor_id = actor
+        self._zray_life = life
+        self._zray_class = class_name
+        self._zray_methods = methods
+        self._zray_max_pending = max_pending
+        self._zray_link: tuple[Session, Any, dict[str, CallShape]] | None = None
+
+    @property
+    def _actor_id(self) -> ActorId:
+        return ActorId(self._zray_actor_id)
+
+    @property
+    def _ray_actor_id(self) -> ActorId:
+        return ActorId(self._zray_actor_id)
+
+    def __getattr__(self, name: str) -> ActorMethod:
+        if name in self.__dict__.get("_zray_methods", ()) or name in _ALWAYS:
+            return ActorMethod(self, name)
+        raise AttributeError(f"the actor class {self.__dict__.get('_zray_class', '?')} has no method {name!r}")
+
+    def __dir__(self) -> list[str]:
+        return [*self._zray_methods, *_ALWAYS]
+
+    def __repr__(self) -> str:
+        return f"Actor({self._zray_class}, {self._zray_actor_id.hex()})"
+
+    def __hash__(self) -> int:
+        return hash(self._zray_actor_id)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ActorHandle) and other._zray_actor_id == self._zray_actor_id
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ActorHandle, (self._zray_actor_id, self._zray_life, self._zray_class, self._zray_methods, self._zray_max_pending)
+
+    def _call(self, name: str, chosen: dict[str, Any] | None, args: tuple[Any, ...], kwargs: dict[str, Any], site: str) -> Any:
+        link = self._zray_link
+        if link is None or link[0].closed:
+            session = api.current_session()
+            link = self._zray_link = session, api.submitter_of(session).link(self._zray_actor_id), {}
+        shape = link[2].get(name) if chosen is None else None
+        if shape is None:
+            given = {"num_returns": self._zray_methods.get(name, 1)} if chosen is None else {**chosen}
+            given.setdefault("num_returns", self._zray_methods.get(name, 1))
+            title = given.get("name") or f"{self._zray_class}.{name}"
+            shape = make_shape(ACTOR_METHOD, b"", title, given, name)
+            if chosen is None:
+                link[2][name] = shape
+        refs = link[1].call(shape, args, kwargs, site, self._zray_max_pending)
+        if shape.num_returns == 1:
+            return refs[0]
+        return refs if shape.num_returns else None
+
+
+class ActorId:
+    """An actor's id as programs written for Ray use it."""
+
+    __slots__ = ("_bytes",)
+
+    def __init__(self, data: bytes) -> None:
+        self._bytes = data
+
+    def binary(self) -> bytes:
+        return self._bytes
+
+    def hex(self) -> str:
+        return self._bytes.hex()
+
+    def is_nil(self) -> bool:
+        return not any(self._bytes)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ActorId) and other._bytes == self._bytes
+
+    def __hash__(self) -> int:
+        return hash(self._bytes)
+
+    def __repr__(self) -> str:
+        return f"ActorID({self.hex()})"
+
+

@@ -1,0 +1,203 @@
+"""What makes a worker an actor: one instance, calls in each caller's order, and three ways to run them.
+
+Covers construction, ordering, serial / threaded / asynchronous execution and the end of an actor. Does not cover running one call
+(`zray.execution`) or restarts (the broker's actor machine). `zray.call_order` decides what may be delivered.
+
+- serial (max_concurrency=1): the worker's own loop runs call after call.
+- threaded: the main thread receives; `max_concurrency` threads run calls, started in order.
+- asynchronous (the class has coroutine methods): an event loop in the main thread; at most `max_concurrency` calls are under way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import queue
+import threading
+from typing import TYPE_CHECKING, Any, Final
+
+from zray import errors, failures, wire
+from zray.call_order import CallOrder
+from zray.execution import ActorExitRequested, Claimed
+from zray.session import RUNNING, TaskContext
+
+if TYPE_CHECKING:
+    import collections
+
+    from zray.task import TaskSpec
+    from zray.worker import Worker
+
+_NOTICE_INTERVAL_S: Final = 0.02
+
+
+class ActorHost:
+    """The actor in this process."""
+
+    def __init__(self, worker: Worker, start: wire.StartActor) -> None:
+        self.worker = worker
+        self.executor = worker.executor
+        self.spec = start.spec
+        self.incarnation = start.incarnation
+        self.replay = start.replay
+        self.instance: Any = None
+        self.order = CallOrder()
+        self.serial = True
+        self.exiting = False
+        self._pool: queue.SimpleQueue[TaskSpec | None] = queue.SimpleQueue()
+        self._running = 0
+        self._state_lock = threading.Lock()
+
+    # -- birth -------------------------------------------------------------------------------------------------------------------------
+
+    def construct(self, calls: collections.deque[TaskSpec]) -> None:
+        """Make the instance; tell the broker that the actor lives, or why it does not."""
+        executor, session = self.executor, self.worker.session
+        creation = self.spec.creation
+        shape = executor.shapes[creation.shape]
+        executor.actor_id = creation.id
+        context = TaskContext(creation.id, shape.name, self.incarnation, creation.id, self.spec.running_resources)
+        session.root = context
+        token = RUNNING.set(context)
+        try:
+            executor.mark_log(shape.name)
+            cls = executor.function(shape)
+            args, kwargs = executor.arguments(creation) if creation.args or creation.args_kind else ((), {})
+            instance = cls.__new__(cls)  # type: ignore[call-overload]
+            self.instance = instance
+            instance.__init__(*args, **kwargs)
+        except BaseException as error:
+            if isinstance(error, SystemExit) and not isinstance(error, ActorExitRequested):
+                executor.leave(error.code)
+            record = failures.capture(error, function_name=shape.name, task_id=creation.id, actor_id=creation.id)
+            executor.publish_log()
+            died = errors.ActorDiedError(actor_id=creation.id.hex(), class_name=shape.name, creation_error=failures.rebuild(record))
+            packed = failures.dump(failures.from_error(died))
+            session.tell(wire.ActorFailed(self.worker.config.number, creation.id, packed))
+            executor.leave(0)
+        finally:
+            RUNNING.reset(token)
+        executor.publish_log()
+        if self.spec.is_async or self.spec.max_concurrency > 1:
+            self.serial = False
+        session.tell(wire.ActorReady(self.worker.config.number, session.store.process, creation.id))
+        calls.extend(self.replay)
+
+    def take(self, message: wire.CallActor, calls: collections.deque[TaskSpec]) -> None:
+        """Append the calls that may be delivered now."""
+        if message.incarnation != self.incarnation:
+            return
+        for spec in message.calls:
+            calls.extend(self.order.arrive(message.process, spec))
+
+    # -- end ---------------------------------------------------------------------------------------------------------------------------
+
+    def exit_when_idle(self, calls: collections.deque[TaskSpec]) -> None:
+        """No handle is left: end after the calls already here."""
+        self.exiting = True
+        if self.serial:
+            while calls:
+                self.executor.run(calls.popleft(), self.instance)
+            self.leave()
+
+    def leave(self) -> None:
+        """End the process, announced."""
+        self.worker.session.tell(wire.ActorExit(self.worker.config.number, self.spec.creation.id))
+        self.executor.leave(0)
+
+    # -- not serial --------------------------------------------------------------------------------------------------------------------
+
+    def serve(self, worker: Worker) -> None:
+        """Take over the process's main thread; does not return."""
+        if self.spec.is_async:
+            asyncio.run(self._serve_async(worker))
+        else:
+            self._serve_threads(worker)
+
+    def _serve_threads(self, worker: Worker) -> None:
+        for index in range(self.spec.max_concurrency):
+            threading.Thread(target=self._thread, name=f"zray-call-{index}", daemon=True).start()
+        calls = worker.queue
+        notices = worker.notices
+        while True:
+            while calls:
+                self._pool.put(calls.popleft())
+            frame = worker.inbox.next_frame_nowait()
+            if frame is None:
+                frame = worker.inbox.wait_frame(20 if notices.waiting or self.exiting else 1000)
+            if frame is None:
+                notices.flush(idle=self._running == 0)
+                if self.exiting and self._running == 0 and self._pool.empty():
+                    self.leave()
+                continue
+            worker.handle(frame)
+
+    def _thread(self) -> None:
+        executor = self.executor
+        while True:
+            spec = self._pool.get()
+            if spec is None:
+                return
+            with self._state_lock:
+                self._running += 1
+            try:
+                executor.run(spec, self.instance)
+            finally:
+                with self._state_lock:
+                    self._running -= 1
+
+    async def _serve_async(self, worker: Worker) -> None:
+        loop = asyncio.get_running_loop()
+        limit = self.spec.max_concurrency
+        waiting = worker.queue
+        under_way: set[asyncio.Task[None]] = set()
+
+        def start_some() -> None:
+            while waiting and len(under_way) < limit:
+                call = self.executor.claim(waiting.popleft())
+                if call is not None:
+                    task = loop.create_task(self._run_async(call))
+                    under_way.add(task)
+                    task.add_done_callback(finished)
+
+        def finished(task: asyncio.Task[None]) -> None:
+            under_way.discard(task)
+            if waiting:
+                start_some()
+
+        def readable() -> None:
+            # The descriptor is edge-triggered: drain.
+            while (frame := worker.inbox.next_frame_nowait()) is not None:
+                worker.handle(frame)
+            start_some()
+
+        loop.add_reader(worker.inbox.fileno(), readable)
+        while True:
+            readable()
+            await asyncio.sleep(_NOTICE_INTERVAL_S if worker.notices.waiting or under_way or self.exiting else 0.2)
+            worker.notices.flush(idle=not under_way)
+            if self.exiting and not under_way and not waiting:
+                self.leave()
+
+    async def _run_async(self, call: Claimed) -> None:
+        executor = self.executor
+        RUNNING.set(call.context)
+        try:
+            shape, spec = call.shape, call.spec
+            if spec.args or spec.args_kind:
+                args, kwargs = executor.arguments(spec)
+            else:
+                args, kwargs = (), {}
+            value = executor.method(self.instance, shape.method)(*args, **kwargs)
+            if inspect.isawaitable(value):
+                value = await value
+        except BaseException as error:
+            executor.fail(call, error)
+        else:
+            executor.succeed(call, value)
+
+
+def is_asynchronous(cls: type) -> bool:
+    """Whether a class has coroutine methods, which makes its actors asynchronous."""
+    return any(inspect.iscoroutinefunction(member) or inspect.isasyncgenfunction(member) for _, member in inspect.getmembers(cls))
+
+

@@ -1,0 +1,34 @@
+"""What a broker is told when it is started."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class BrokerConfig(msgspec.Struct, frozen=True):
+    """One frozen record instead of many parameters; travels as JSON on the broker's standard input."""
+
+    directory: str
+    """Runtime directory of the session (0700)."""
+    spill_directory: str
+    session: str
+    """Name of the session, for people."""
+    node: str
+    """Node id in hex."""
+    driver_pid: int
+    """The driver that started the session: the node ends with it. 0: the node ends when told."""
+    ready_fd: int
+    resources: dict[str, float]
+    labels: dict[str, str]
+    store_capacity: int
+    """Bytes."""
+    max_objects: int
+    preload: list[str]
+    """Modules the fork parent imports once for all workers."""
+    gcs_shards: int = 4
+    log_to_driver: bool = True
+    cluster_may_grow: bool = False
+    """Requests that this node can never satisfy wait (for nodes that may join) instead of failing."""
+    python: str = ""
+    options: dict[str, object] = {}
+    """Rarer settings (`_system_config`)."""

@@ -1,0 +1,322 @@
+"""Carrying out the scheduler's actions: sockets, store and processes; no decisions.
+
+One method per action, found by its class. Neighbours: `actions` lists them, `server` calls `perform` after each event.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from zray import _store, errors, failures, wire
+from zray.broker import actions as a
+from zray.broker.fork_parent import Fork
+from zray.broker.processes import WorkerProcess, kill_group
+from zray.object_store import ObjectRef
+from zray.session import KIND_REPLY
+from zray.task import ActorSpec, CallShape, TaskSpec
+from zray.transport import ipc_endpoint
+from zray.worker import WorkerConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from zray.broker.server import Broker
+
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class Performer:
+    """Does what the scheduler asks for, on behalf of one broker."""
+
+    def __init__(self, broker: Broker) -> None:
+        self.broker = broker
+        self.store = broker.store
+        self.addresses: dict[bytes, list[ObjectRef]] = {}
+        """Address objects of each actor, one per incarnation; kept until the actor is forgotten."""
+        self.arguments: dict[bytes, list[ObjectRef]] = {}
+        self.detached: dict[bytes, ObjectRef] = {}
+        self._do: dict[type[a.Action], Callable[[Any], None]] = {
+            a.StartWorker: self.start_worker,
+            a.KillWorker: self.kill_worker,
+            a.StopWorker: self.stop_worker,
+            a.RunOn: self.run_on,
+            a.Reopen: self.reopen,
+            a.SealError: self.seal_error,
+            a.SealErrors: self.seal_errors,
+            a.SealEntries: self.seal_entries,
+            a.WatchObjects: self.watch_objects,
+            a.SealReply: self.seal_reply,
+            a.GrantLease: self.grant_lease,
+            a.RevokeLease: self.revoke_lease,
+            a.BeginActor: self.begin_actor,
+            a.ActorAlive: self.actor_alive,
+            a.ActorDown: self.actor_down,
+            a.ForwardCalls: self.forward_calls,
+            a.EndActor: self.end_actor,
+            a.InterruptTask: self.interrupt_task,
+            a.ForgetShapes: self.forget_shapes,
+            a.RecordEvent: self.record_event,
+            a.Warn: self.warn,
+        }
+
+    def perform(self, actions: Iterable[a.Action]) -> None:
+        """Carry out actions in order."""
+        for action in actions:
+            self._do[type(action)](action)
+
+    # -- workers ------------------------------------------------------------------------------------------------------------------------
+
+    def start_worker(self, action: a.StartWorker) -> None:
+        broker = self.broker
+        job = broker.jobs[action.job]
+        log_file = os.path.join(broker.config.directory, "logs", f"w{action.worker}.{action.job}")
+        worker = broker.workers[action.worker] = WorkerProcess(action.worker, action.job, log_file)
+        session = broker.session_config(job.spec)
+        config = WorkerConfig(action.worker, session, job.spec, broker.fd, worker.fault_file)
+        broker.forks.request(Fork(config, action.environment, log_file, action.title))
+
+    def kill_worker(self, action: a.KillWorker) -> None:
+        worker = self.broker.workers.get(action.worker)
+        if worker is not None:
+            worker.kill_reason = worker.kill_reason or action.reason or "killed"
+            if worker.pid:
+                kill_group(worker.pid)
+
+    def stop_worker(self, action: a.StopWorker) -> None:
+        self._send(action.worker, wire.Shutdown(action.reason))
+
+    def _send(self, number: int, message: wire.Message) -> None:
+        worker = self.broker.workers.get(number)
+        if worker is None:
+            return
+        if worker.outbox is None:
+            worker.outbox = self.broker.context.outbox(ipc_endpoint(self.broker.config.directory, f"w{number}"))
+        worker.outbox.send(wire.encode(message))
+
+    def _define(self, number: int, keys: Iterable[bytes]) -> None:
+        """Tell a worker of the shapes that what follows names."""
+        worker = self.broker.workers.get(number)
+        if worker is None:
+            return
+        missing: list[CallShape] = []
+        for key in keys:
+            if key not in worker.shapes:
+                shape = self.broker.shapes.get(key)
+                if shape is not None:
+                    missing.append(shape)
+                    worker.shapes.add(key)
+        if missing:
+            self._send(number, wire.DefineShapes(missing))
+
+    # -- tasks --------------------------------------------------------------------------------------------------------------------------
+
+    def run_on(self, action: a.RunOn) -> None:
+        worker = self.broker.workers.get(action.worker)
+        if worker is None:
+            return
+        known = worker.shapes
+        for spec in action.tasks:
+            if spec.shape not in known:
+                self._define(action.worker, [spec.shape])
+        self._send(action.worker, wire.RunTasks(action.tasks))
+
+    def _results(self, task: bytes, num_returns: int) -> list[ObjectRef]:
+        """References to the results of a task that the store knows."""
+        found = []
+        index = 1
+        while num_returns < 0 or index <= max(1, num_returns):
+            ref = self.store.reference(_store.with_index(task, index))
+            if ref is not None:
+                found.append(ref)
+            elif num_returns < 0:
+                break
+            index += 1
+        return found
+
+    def reopen(self, action: a.Reopen) -> None:
+        for ref in self._results(action.task.id, action.num_returns):
+            attempt = self.store.retry(ref, 0)
+            if attempt is not None:
+                action.task.attempt = attempt
+
+    def failure(self, kind: str, fields: dict[str, object]) -> bytes:
+        """Pack the error that an action names; a `worker` among the fields is replaced by what is known of its death."""
+        fields = dict(fields)
+        packed = fields.pop("error", None)
+        if isinstance(packed, bytes):
+            return packed
+        death = self._death(fields)
+        cls = getattr(errors, kind, None)
+        if cls is None:
+            cls = {"ValueError": ValueError, "TypeError": TypeError}.get(kind, errors.ZraySystemError)
+        if death is not None and issubclass(cls, (errors.WorkerCrashedError, errors.ActorError, errors.OutOfMemoryError)):
+            fields.setdefault("death", death)
+        message = fields.pop("message", None)
+        try:
+            error = cls(message, **fields) if message is not None else cls(**fields)
+        except TypeError:
+            error = cls(str(message or fields))
+        return failures.dump(failures.from_error(error))
+
+    def _death(self, fields: dict[str, object]) -> errors.Death | None:
+        """Take what is said of a death out of an error's fields; None when it is not about one."""
+        cause, worker, pid = fields.pop("cause", None), fields.pop("worker", None), fields.pop("pid", 0)
+        fields.pop("status", None)
+        if cause is None:
+            return None
+        known = self.broker.deaths.get(worker)
+        if known is None:
+            return errors.Death(errors.DeathCause.parse(str(cause)), pid=pid if isinstance(pid, int) else 0)
+        known.cause = errors.DeathCause.parse(str(cause))
+        return known
+
+    def _force(self, ref: ObjectRef, data: bytes, kind: int, flags: int) -> None:
+        while True:
+            try:
+                self.store.seal_forced(ref, data, kind, flags)
+                return
+            except _store.StoreFull as full:
+                if not self.broker.objects.make_room(full.size):
+                    data = failures.dump(failures.from_error(errors.ZraySystemError("failed; no room for the details")))[:_store.INLINE_MAX]
+
+    def seal_error(self, action: a.SealError) -> None:
+        data = self.failure(action.kind, action.fields)
+        for ref in self._results(action.task, action.num_returns):
+            self._force(ref, data, _store.KIND_ERROR_FLAG, _store.FLAG_SYSTEM_ERROR)
+
+    def seal_errors(self, action: a.SealErrors) -> None:
+        for task in action.tasks:
+            self.seal_error(a.SealError(task, action.num_returns, action.kind, action.fields))
+
+    def seal_entries(self, action: a.SealEntries) -> None:
+        data = self.failure(action.kind, action.fields)
+        for object_id in action.ids:
+            ref = self.store.reference(object_id)
+            if ref is not None:
+                self._force(ref, data, _store.KIND_ERROR_FLAG, _store.FLAG_SYSTEM_ERROR)
+
+    def watch_objects(self, action: a.WatchObjects) -> None:
+        self.broker.look_again(action.ids)
+
+    def seal_reply(self, action: a.SealReply) -> None:
+        ref = self.store.reference(action.reply)
+        if ref is None:
+            return
+        if action.error is not None:
+            kind, fields = action.error
+            self._force(ref, self.failure(kind, fields), _store.KIND_ERROR_FLAG, 0)
+        else:
+            self._force(ref, _encode(action.value), KIND_REPLY, 0)
+
+    # -- leases -------------------------------------------------------------------------------------------------------------------------
+
+    def grant_lease(self, action: a.GrantLease) -> None:
+        worker = self.broker.workers[action.worker]
+        self.store.set_word(worker.process, wire.WORD_LEASE, action.epoch)
+        self._define(action.worker, [action.shape])
+        lease = wire.Lease(action.worker, worker.process, action.epoch)
+        self.seal_reply(a.SealReply(action.reply, lease))
+
+    def revoke_lease(self, action: a.RevokeLease) -> None:
+        worker = self.broker.workers.get(action.worker)
+        if worker is not None and worker.process:
+            self.store.set_word(worker.process, wire.WORD_LEASE, action.epoch)
+
+    # -- actors -------------------------------------------------------------------------------------------------------------------------
+
+    def expect_address(self, actor: bytes, incarnation: int) -> ObjectRef:
+        """Make the address object of an incarnation."""
+        refs = self.addresses.setdefault(actor, [])
+        while len(refs) <= incarnation:
+            refs.append(self.store.expect(_store.with_index(actor, len(refs) + 1), 0, None, None, ""))
+        return refs[incarnation]
+
+    def hold_arguments(self, spec: ActorSpec) -> None:
+        """Keep the arguments of a constructor for as long as the actor may be started again."""
+        creation = spec.creation
+        held = [ref for dep in (*creation.deps, *creation.borrowed) if (ref := self.store.reference(dep)) is not None]
+        if held:
+            self.arguments[creation.id] = held
+
+    def forget_actor(self, actor: bytes) -> None:
+        """No handle is left anywhere: its address objects are of no use."""
+        self.addresses.pop(actor, None)
+        self.arguments.pop(actor, None)
+
+    def begin_actor(self, action: a.BeginActor) -> None:
+        worker = self.broker.workers[action.worker]
+        worker.actor = action.spec.creation.id
+        self.expect_address(action.spec.creation.id, action.incarnation)
+        if action.spec.detached and action.spec.creation.id not in self.detached:
+            life = self.store.reference(action.spec.creation.id)
+            if life is not None:
+                self.detached[action.spec.creation.id] = life
+        self._define(action.worker, [action.spec.creation.shape, *[call.shape for call in action.replay]])
+        self._retarget(action.replay, worker.process)
+        self._send(action.worker, wire.StartActor(action.spec, action.incarnation, action.replay))
+
+    def _retarget(self, calls: list[TaskSpec], process: int) -> None:
+        for call in calls:
+            for ref in self._results(call.id, a.UNKNOWN_RETURNS):
+                try:
+                    self.store.retarget(ref, process)
+                except _store.TargetGone:
+                    return
+
+    def actor_alive(self, action: a.ActorAlive) -> None:
+        worker = self.broker.workers[action.worker]
+        ref = self.expect_address(action.actor, action.incarnation)
+        address = wire.ActorAddress(action.worker, worker.process, action.incarnation)
+        self._force(ref, _encode(address), KIND_REPLY, 0)
+
+    def actor_down(self, action: a.ActorDown) -> None:
+        if action.next:
+            self.expect_address(action.actor, action.incarnation + 1)
+            current = self.expect_address(action.actor, action.incarnation)
+            self._force(current, self.failure("ActorUnavailableError", {}), _store.KIND_ERROR_FLAG, 0)
+            return
+        data = self.failure(action.kind, action.fields)
+        for incarnation in (action.incarnation, action.incarnation + 1):
+            self._force(self.expect_address(action.actor, incarnation), data, _store.KIND_ERROR_FLAG, 0)
+        self.detached.pop(action.actor, None)
+        self.arguments.pop(action.actor, None)
+
+    def forward_calls(self, action: a.ForwardCalls) -> None:
+        worker = self.broker.workers.get(action.worker)
+        if worker is None:
+            return
+        self._define(action.worker, [call.shape for call in action.calls])
+        self._retarget(action.calls, worker.process)
+        self._send(action.worker, wire.CallActor(action.process, action.incarnation, action.calls))
+
+    def end_actor(self, action: a.EndActor) -> None:
+        self._send(action.worker, wire.ExitWhenIdle(action.reason))
+
+    # -- the rest -----------------------------------------------------------------------------------------------------------------------
+
+    def interrupt_task(self, action: a.InterruptTask) -> None:
+        worker = self.broker.workers.get(action.worker)
+        if worker is None or not worker.process:
+            return
+        self.store.set_word(worker.process, wire.WORD_CANCEL, int.from_bytes(action.task[:8], "little"))
+        try:
+            os.kill(worker.pid, signal.SIGUSR2)
+        except ProcessLookupError:
+            pass
+
+    def forget_shapes(self, action: a.ForgetShapes) -> None:
+        for key in action.shapes:
+            self.broker.shapes.pop(key, None)
+
+    def record_event(self, action: a.RecordEvent) -> None:
+        self.broker.history.add(time.time(), action.table, action.key, action.what, action.detail)
+
+    def warn(self, action: a.Warn) -> None:
+        self.broker.warn(action.job, action.key, action.text)
+
+

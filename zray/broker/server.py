@@ -1,0 +1,433 @@
+"""The broker's loop: socket -> event -> scheduler -> actions -> socket. No decisions here.
+
+Covers the broker's state at the edge (jobs, workers, shapes, connections), the translation of messages and exits into events, and the end of the
+node. Does not cover what is decided (`scheduler`), how actions are carried out (`performer`), or answers about state (`status`).
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import signal
+import sys
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from zray import _store, wire
+from zray.broker import events as e
+from zray.broker import status
+from zray.broker.history import History
+from zray.broker.performer import Performer
+from zray.broker.processes import Exited, Failed, ForkChannel, Started, WorkerProcess, death_of, kernel_oom_kills, kill_group
+from zray.broker.scheduler import Scheduler, SchedulerConfig
+from zray.gcs.service import GcsService
+from zray.object_store import ObjectStore
+from zray.session import KIND_REPLY, SessionConfig
+from zray.transport import Context, Poller, ipc_endpoint
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+
+    from zray.broker.config import BrokerConfig
+    from zray.errors import Death
+    from zray.task import CallShape, JobSpec, TaskSpec
+
+_TICK_S: Final = 0.1
+_IDLE_TICK_S: Final = 0.25
+_SWEEP_S: Final = 1.0
+_FRAMES_PER_ROUND: Final = 256
+_DEATHS_KEPT: Final = 1000
+
+_decode_spec = msgspec.msgpack.Decoder(wire.TaskSpec).decode
+
+
+class Job:
+    """A driver's program."""
+
+    __slots__ = ("pidfd", "process", "spec", "tail")
+
+    def __init__(self, spec: JobSpec, process: int, pidfd: int) -> None:
+        self.spec = spec
+        self.process = process
+        self.pidfd = pidfd
+
+
+class Broker:
+    """One node's broker."""
+
+    def __init__(self, config: BrokerConfig, store: _store.Store, fd: int, channel: socket.socket, fork_parent_pid: int) -> None:
+        self.config = config
+        self.store = store
+        self.fd = fd
+        store.register(_store.PROC_BROKER)
+        self.objects = ObjectStore(store, config.spill_directory)
+        self.context = Context()
+        self.inbox = self.context.inbox(ipc_endpoint(config.directory, "b"))
+        self.forks = ForkChannel(channel, fork_parent_pid)
+        self.poller = Poller(self.inbox)
+        self.poller.add(self.forks.fileno())
+        self.node = bytes.fromhex(config.node)
+        self.jobs: dict[int, Job] = {}
+        self.workers: dict[int, WorkerProcess] = {}
+        self.shapes: dict[bytes, CallShape] = {}
+        self.deaths: dict[object, Death] = {}
+        self.watched: dict[bytes, None] = {}
+        self.history = History()
+        self.started = time.time()
+        self.malformed = 0
+        self.running = True
+        self._jobs_seen = 0
+        self._by_pid: dict[int, int] = {}
+        self._warned: set[tuple[int, str]] = set()
+        self._oom_kills = kernel_oom_kills()
+        self._next_sweep = 0.0
+        self.scheduler = Scheduler(
+            dict(config.resources), SchedulerConfig(cluster_may_grow=config.cluster_may_grow)
+        )
+        self.gcs = GcsService(self.context.publisher, config.directory, shards=config.gcs_shards)
+        self.performer = Performer(self)
+        self.driver_pidfd = os.pidfd_open(config.driver_pid) if config.driver_pid else -1
+        if self.driver_pidfd >= 0:
+            self.poller.add(self.driver_pidfd)
+        signal.signal(signal.SIGTERM, lambda *_: self.stop())
+        self._handlers: dict[type[wire.Message], Callable[[Any], None]] = {
+            wire.Hello: self._hello,
+            wire.Goodbye: self._goodbye,
+            wire.WorkerReady: self._worker_ready,
+            wire.DefineShapes: self._define_shapes,
+            wire.SubmitTasks: self._submit_tasks,
+            wire.TasksDone: self._tasks_done,
+            wire.Blocked: lambda m: self.tell(e.WorkerBlocked(m.worker)),
+            wire.Unblocked: lambda m: self.tell(e.WorkerUnblocked(m.worker)),
+            wire.Sealed: self._sealed,
+            wire.LeaseRequest: lambda m: self.tell(e.LeaseRequested(m.process, m.job, m.shape, m.reply)),
+            wire.LeaseReturn: lambda m: self.tell(e.LeaseReturned(m.worker, m.epoch)),
+            wire.CreateActor: self._create_actor,
+            wire.SubmitActorCalls: self._actor_calls,
+            wire.ActorReady: lambda m: self.tell(e.ActorConstructed(m.worker, m.process, m.actor)),
+            wire.ActorFailed: lambda m: self.tell(e.ActorConstructionFailed(m.worker, m.actor, m.error)),
+            wire.ActorExit: lambda m: self.tell(e.ActorLeft(m.worker, m.actor)),
+            wire.CancelTask: self._cancel,
+            wire.KillActor: lambda m: self.tell(e.ActorKill(m.actor, m.no_restart)),
+            wire.LookupActor: lambda m: self.tell(e.ActorLookup(m.name, m.namespace, m.reply)),
+            wire.GcsRequest: lambda m: self.reply(m.reply, self.gcs.handle_request(m.body)),
+            wire.Query: self._query,
+        }
+
+    # -- the loop -----------------------------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Serve until the session ends, then leave nothing behind."""
+        try:
+            next_tick = time.monotonic() + _TICK_S
+            while self.running:
+                wait = max(0.0, min(next_tick, self.scheduler.wake_at) - time.monotonic())
+                has_messages, descriptors = self.poller.wait(int(wait * 1000) + 1)
+                if has_messages:
+                    self._serve_inbox()
+                if descriptors:
+                    self._serve_descriptors(descriptors)
+                now = time.monotonic()
+                if now >= next_tick or now >= self.scheduler.wake_at:
+                    self._tick(now)
+                    next_tick = now + (_IDLE_TICK_S if self.scheduler.is_idle() else _TICK_S)
+        finally:
+            self._end()
+
+    def _serve_inbox(self) -> None:
+        for _ in range(_FRAMES_PER_ROUND):
+            frame = self.inbox.next_frame_nowait()
+            if frame is None:
+                return
+            try:
+                message = wire.decode(frame)
+                handler = self._handlers[type(message)]
+            except (wire.FrameError, KeyError) as error:
+                self.malformed += 1
+                print(f"[zray] broker dropped a frame: {error}", file=sys.stderr, flush=True)
+                continue
+            handler(message)
+
+    def tell(self, event: e.Event) -> None:
+        """Let the scheduler know, and do what it asks for."""
+        actions = self.scheduler.handle(event, time.monotonic())
+        if actions:
+            self.performer.perform(actions)
+
+    def reply(self, reply: bytes, data: bytes) -> None:
+        """Seal a reply object with packed bytes."""
+        ref = self.store.reference(reply)
+        if ref is not None:
+            self.performer._force(ref, data, KIND_REPLY, 0)
+
+    # -- messages -----------------------------------------------------------------------------------------------------------------------
+
+    def _hello(self, message: wire.Hello) -> None:
+        self._jobs_seen += 1
+        number = self._jobs_seen
+        spec = msgspec.structs.replace(message.job, number=number)
+        try:
+            pidfd = os.pidfd_open(spec.driver_pid)
+        except OSError:
+            return
+        self.jobs[number] = Job(spec, message.process, pidfd)
+        self.poller.add(pidfd)
+        self.tell(e.JobStarted(spec, message.process))
+        reply = wire.HelloReply(number, self.node, self.config.session, dict(self.config.resources))
+        self.reply(message.reply, msgspec.msgpack.encode(reply))
+
+    def _goodbye(self, message: wire.Goodbye) -> None:
+        self._end_job(message.job, "the driver has ended")
+
+    def _end_job(self, number: int, reason: str) -> None:
+        job = self.jobs.get(number)
+        if job is None:
+            return
+        self.tell(e.ProcessGone(job.process))
+        self.tell(e.JobEnded(number, reason))
+        self.poller.remove(job.pidfd)
+        os.close(job.pidfd)
+        del self.jobs[number]
+
+    def _worker_ready(self, message: wire.WorkerReady) -> None:
+        worker = self.workers.get(message.worker)
+        if worker is not None:
+            worker.process = message.process
+            # Its place in the store is known only now: the machine is told of the start again, completed.
+            self.tell(e.WorkerStarted(message.worker, worker.pid, message.process))
+            self.tell(e.WorkerIsReady(message.worker))
+
+    def _define_shapes(self, message: wire.DefineShapes) -> None:
+        for shape in message.shapes:
+            self.shapes[shape.key] = shape
+        self.tell(e.ShapesDefined(message.shapes))
+
+    def _missing(self, deps: tuple[bytes, ...]) -> tuple[bytes, ...]:
+        """The dependencies that are not sealed; the store will tell when they are."""
+        missing = tuple([dep for dep in deps if self.store.watch(dep) is True])
+        for dep in missing:
+            self.watched[dep] = None
+        return missing
+
+    def _submit_tasks(self, message: wire.SubmitTasks) -> None:
+        missing: list[tuple[bytes, ...]] | None = None
+        for index, spec in enumerate(message.tasks):
+            if spec.deps:
+                lacking = self._missing(spec.deps)
+                if lacking:
+                    if missing is None:
+                        missing = [()] * len(message.tasks)
+                    missing[index] = lacking
+        self.store.add_word(message.process, wire.WORD_CONSUMED, 1)
+        self.tell(e.TasksSubmitted(message.job, message.process, message.parent, message.tasks, missing))
+
+    def _tasks_done(self, message: wire.TasksDone) -> None:
+        done = message.ids
+        names = [done[i : i + 16] for i in range(0, len(done), 16)]
+        self.tell(e.TasksFinished(message.worker, names, message.statuses, message.micros, message.idle))
+
+    def _sealed(self, message: wire.Sealed) -> None:
+        done = [message.ids[i : i + 16] for i in range(0, len(message.ids), 16)]
+        for object_id in done:
+            self.watched.pop(object_id, None)
+        self.tell(e.ObjectsReady(done))
+
+    def look_again(self, objects: list[bytes]) -> None:
+        """Tell the scheduler which of these are sealed although no notice came (its sender may have died)."""
+        done = [object_id for object_id in objects if self.store.watch(object_id) is not True]
+        if done:
+            for object_id in done:
+                self.watched.pop(object_id, None)
+            self.tell(e.ObjectsReady(done))
+
+    def _create_actor(self, message: wire.CreateActor) -> None:
+        actor = message.spec.creation.id
+        self.performer.expect_address(actor, 0)
+        self.performer.hold_arguments(message.spec)
+        self.tell(e.ActorRequested(message.process, message.spec, self._missing(message.spec.creation.deps), message.reply))
+
+    def _actor_calls(self, message: wire.SubmitActorCalls) -> None:
+        self.tell(e.ActorCallsQueued(message.process, message.job, message.actor, message.incarnation, message.calls))
+
+    def _cancel(self, message: wire.CancelTask) -> None:
+        worker = self._executor_of(message.task)
+        self.tell(e.TaskCancel(message.task, message.force, message.recursive, worker))
+
+    def _executor_of(self, task: bytes) -> int:
+        """The worker that the store names as target or claimant of a task's first result; 0 for none."""
+        ref = self.store.reference(_store.with_index(task, 1))
+        if ref is None:
+            return 0
+        makers = self.store.makers(ref)
+        for worker in self.workers.values():
+            if worker.process and worker.process in makers:
+                return worker.number
+        return 0
+
+    def _query(self, message: wire.Query) -> None:
+        self.reply(message.reply, status.answer(self, message.what, message.argument))
+
+    # -- processes ----------------------------------------------------------------------------------------------------------------------
+
+    def _serve_descriptors(self, descriptors: list[int]) -> None:
+        for fd in descriptors:
+            if fd == self.driver_pidfd:
+                self.running = False
+            elif fd == self.forks.fileno():
+                self._serve_fork_parent()
+            else:
+                for number, job in list(self.jobs.items()):
+                    if job.pidfd == fd:
+                        self._driver_died(number, job)
+
+    def _driver_died(self, number: int, job: Job) -> None:
+        self._end_job(number, "the driver has died")
+        self.store.reap(job.process)
+
+    def _serve_fork_parent(self) -> None:
+        reports = self.forks.reports()
+        if reports is None:
+            print("[zray] the fork parent is gone: the node ends", file=sys.stderr, flush=True)
+            self.running = False
+            return
+        for report in reports:
+            if isinstance(report, Started):
+                worker = self.workers[report.worker]
+                worker.pid = report.pid
+                self._by_pid[report.pid] = report.worker
+                self.tell(e.WorkerStarted(report.worker, report.pid, 0))
+                if worker.kill_reason:
+                    kill_group(report.pid)
+            elif isinstance(report, Failed):
+                self.workers.pop(report.worker, None)
+                self.tell(e.WorkerStartFailed(report.worker, report.reason))
+            else:
+                self._worker_exited(report)
+
+    def _worker_exited(self, report: Exited) -> None:
+        number = self._by_pid.pop(report.pid, 0)
+        worker = self.workers.get(number)
+        if worker is None:
+            return
+        kill_group(report.pid)
+        oom = self._killed_for_memory(report)
+        self.deaths[number] = death_of(worker, report, oom, self.config.node[:8])
+        if len(self.deaths) > _DEATHS_KEPT:
+            del self.deaths[next(iter(self.deaths))]
+        claimed: list[bytes] = []
+        orphans: list[TaskSpec] = []
+        bare: list[bytes] = []
+        if worker.process:
+            self.store.reap(worker.process)
+            orphans, bare, claimed = self._orphans(worker.process)
+            self.tell(e.ProcessGone(worker.process))
+        self.tell(e.WorkerExited(number, report.status, oom, orphans, bare, claimed))
+        if worker.outbox is not None:
+            worker.outbox.close()
+        del self.workers[number]
+        self._remove_socket(number)
+
+    def _orphans(self, process: int) -> tuple[list[TaskSpec], list[bytes], list[bytes]]:
+        """What a dead process should have made: (calls whose specs are kept, results without a spec, tasks it had claimed)."""
+        specs: dict[bytes, TaskSpec] = {}
+        bare: list[bytes] = []
+        claimed: dict[bytes, None] = {}
+        for object_id, attempt, body, was_claimed, targeted in self.store.orphans(process):
+            task = _store.with_index(object_id, 0)
+            if was_claimed:
+                claimed[task] = None
+            if not targeted:
+                continue
+            if body:
+                spec = _decode_spec(body)
+                spec.attempt = attempt
+                specs[task] = spec
+            else:
+                bare.append(object_id)
+        bare = [object_id for object_id in bare if _store.with_index(object_id, 0) not in specs]
+        return sorted(specs.values(), key=lambda spec: spec.sequence), bare, list(claimed)
+
+    def _killed_for_memory(self, report: Exited) -> bool:
+        """Whether the kernel killed it: the count of such kills in this control group has grown."""
+        if report.status != -signal.SIGKILL:
+            return False
+        before, self._oom_kills = self._oom_kills, kernel_oom_kills()
+        return self._oom_kills > before >= 0
+
+    def _remove_socket(self, number: int) -> None:
+        try:
+            os.unlink(os.path.join(self.config.directory, f"w{number}"))
+        except OSError:
+            pass
+
+    # -- time ---------------------------------------------------------------------------------------------------------------------------
+
+    def _tick(self, now: float) -> None:
+        while (actor := self.store.next_zombie()) is not None:
+            self.tell(e.ActorUnreferenced(actor))
+            self.performer.forget_actor(actor)
+        if self.watched:
+            self.look_again(list(self.watched))
+        busy = frozenset(w.number for w in self.workers.values() if w.process and self.store.expected(w.process))
+        self.tell(e.Tick(busy))
+        self.gcs.tick(now)
+        if now >= self._next_sweep:
+            self._next_sweep = now + _SWEEP_S
+            self.store.sweep()
+            if os.path.isdir(self.config.spill_directory):
+                self.objects.remove_stale_files()
+
+    # -- the rest -----------------------------------------------------------------------------------------------------------------------
+
+    def session_config(self, job: JobSpec) -> SessionConfig:
+        """What a worker of a job must know of the session."""
+        return SessionConfig(
+            self.config.directory, self.config.spill_directory, self.node, job.number, job.id, job.namespace, self.config.log_to_driver
+        )
+
+    def warn(self, job: int, key: str, text: str) -> None:
+        """Write a line for a job's driver (all drivers: 0), once per key."""
+        if (job, key) in self._warned:
+            return
+        self._warned.add((job, key))
+        for number in [job] if job else list(self.jobs):
+            path = os.path.join(self.config.directory, "logs", f"w0.{number}.err")
+            with open(path, "a") as file:
+                file.write(f"\x1ezray\x1f\n{text}\n")
+        self.store.add_global(wire.GLOBAL_LOG_EVENTS, 1)
+
+    def stop(self) -> None:
+        """End the node after the current round."""
+        self.running = False
+
+    def _end(self) -> None:
+        """Leave nothing: no worker, no socket, no file. The segment goes with the last process that maps it."""
+        for worker in self.workers.values():
+            kill_group(worker.pid)
+        kill_group_of_fork_parent(self.forks.pid)
+        self.context.close()
+        self.store.close()
+        shutil.rmtree(self.config.spill_directory, ignore_errors=True)
+        shutil.rmtree(self.config.directory, ignore_errors=True)
+
+
+def kill_group_of_fork_parent(pid: int) -> None:
+    """End the fork parent (its children, the workers, are signalled by the kernel when it goes) and reap it."""
+    try:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    except (ProcessLookupError, ChildProcessError):
+        pass
+
+
+def open_file_limit() -> int:
+    """Raise the soft limit of descriptors to the hard one; return it. Each worker costs the broker a few."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard
+
+

@@ -1,0 +1,96 @@
+"""Answers about the state of a node: nodes, resources, tasks, actors, objects, counters. Reads, changes nothing."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from zray.broker.server import Broker
+
+
+def answer(broker: Broker, what: str, argument: str) -> bytes:
+    """Return the packed answer to a query; an unknown one is answered with {"error": ...}."""
+    query = _QUERIES.get(what)
+    value: Any = {"error": f"unknown query {what!r}"} if query is None else query(broker, argument)
+    return msgspec.msgpack.encode(value)
+
+
+def nodes(broker: Broker, _: str) -> list[dict[str, Any]]:
+    return [
+        {
+            "NodeID": broker.config.node,
+            "Alive": True,
+            "NodeManagerAddress": "127.0.0.1",
+            "NodeManagerHostname": socket.gethostname(),
+            "Resources": dict(broker.config.resources),
+            "Labels": dict(broker.config.labels),
+            "session": broker.config.session,
+            "broker_pid": os.getpid(),
+        }
+    ]
+
+
+def cluster_resources(broker: Broker, _: str) -> dict[str, float]:
+    return dict(broker.config.resources)
+
+
+def available_resources(broker: Broker, _: str) -> dict[str, float]:
+    return broker.scheduler.available()
+
+
+def statistics(broker: Broker, _: str) -> dict[str, Any]:
+    found = dict(broker.store.statistics())
+    found["malformed_frames"] = broker.malformed
+    found["workers"] = len(broker.workers)
+    found["jobs"] = len(broker.jobs)
+    found["watched"] = len(broker.watched)
+    return found
+
+
+def workers(broker: Broker, _: str) -> list[dict[str, Any]]:
+    return [{"worker": w.number, "pid": w.pid, "job": w.job, "actor": w.actor.hex()} for w in broker.workers.values()]
+
+
+def objects(broker: Broker, _: str) -> list[dict[str, Any]]:
+    names = ("FREE", "OPEN", "PENDING", "CLAIMED", "SEALED", "SPILLED", "ZOMBIE")
+    return [
+        {"object_id": row[0].hex(), "state": names[row[1]], "attempt": row[2], "size": row[3], "job": row[9]} for row in broker.store.walk()
+    ]
+
+
+def events(broker: Broker, _: str) -> list[tuple[float, str, str, str, str]]:
+    return [(when, table, key.hex(), what, detail) for when, table, key, what, detail in broker.history.rows]
+
+
+def check(broker: Broker, _: str) -> dict[str, str]:
+    """Verify the invariants of the store and of the scheduler; {"error": first violation} or {}."""
+    try:
+        broker.store.check()
+        broker.scheduler.validate()
+    except Exception as error:
+        return {"error": f"{type(error).__name__}: {error}"}
+    return {}
+
+
+def named_actors(broker: Broker, namespace: str) -> list[tuple[str, str]]:
+    names = broker.scheduler.node.actors.names
+    return [(space, name) for space, name in names if not namespace or space == namespace]
+
+
+_QUERIES: dict[str, Callable[[Broker, str], Any]] = {
+    "nodes": nodes,
+    "cluster_resources": cluster_resources,
+    "available_resources": available_resources,
+    "statistics": statistics,
+    "workers": workers,
+    "objects": objects,
+    "events": events,
+    "check": check,
+    "named_actors": named_actors,
+}

@@ -1,0 +1,345 @@
+"""Running one call: claim it, fetch its arguments, call the function, seal what came of it.
+
+Covers everything between a spec and its sealed results, for tasks and actor methods alike. Does not cover where specs come from and in which
+order (`zray.worker`, `zray.actor_runtime`), or the form of errors (`zray.failures`).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+from zray import _store, errors, failures, serialization, wire
+from zray.object_store import NOT_HERE, Failed, ObjectRef
+from zray.session import RUNNING, TaskContext
+from zray.task import ACTOR_METHOD, ARGS_IN_OBJECT, CallShape, TaskSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from zray.session import Session
+
+_LOG_CAP: Final = 16 << 20
+"""Bytes of a worker's log file after which it starts anew."""
+_NONE: Final = serialization.dumps(None).stream
+
+
+class Claimed:
+    """A call this process has won the right to run."""
+
+    __slots__ = ("context", "shape", "slots", "spec", "start")
+
+    def __init__(self, spec: TaskSpec, shape: CallShape, slots: Any, context: TaskContext) -> None:
+        self.spec = spec
+        self.shape = shape
+        self.slots = slots
+        """Slot of the only result, or a tuple of the slots of all."""
+        self.context = context
+        self.start = time.perf_counter_ns()
+
+
+class DependencyFailed(Exception):
+    """An argument of the call is an error (never leaves zray): the call fails with the same."""
+
+    def __init__(self, record: Any) -> None:
+        super().__init__()
+        self.record = record
+
+
+class Executor:
+    """Runs calls in this process."""
+
+    def __init__(self, session: Session, notices: Notices) -> None:
+        self.session = session
+        self.store = session.store
+        self.notices = notices
+        self.shapes: dict[bytes, CallShape] = {}
+        self.actor_id = b""
+        self._functions: dict[bytes, Callable[..., Any]] = {}
+        self._log_position = 0
+        self._last_name = ""
+
+    def define(self, shapes: list[CallShape]) -> None:
+        """Remember shapes that specs will name."""
+        for shape in shapes:
+            self.shapes[shape.key] = shape
+
+    # -- one call ------------------------------------------------------------------------------------------------------------------
+
+    def claim(self, spec: TaskSpec) -> Claimed | None:
+        """Become the executor of a call, or report it skipped when somebody else is."""
+        shape = self.shapes.get(spec.shape)
+        if shape is None:
+            raise errors.ZrayInternalError(f"call {spec.id.hex()} names a shape this process was never told of")
+        slots = self.store.claim(spec.id, shape.num_returns, spec.attempt)
+        if slots is None:
+            self.notices.add(spec.id, wire.DONE_SKIPPED, 0)
+            return None
+        context = TaskContext(spec.id, shape.name, spec.attempt, self.actor_id, shape.resources)
+        return Claimed(spec, shape, slots, context)
+
+    def run(self, spec: TaskSpec, instance: object = None) -> None:
+        """Claim and run a call in the calling thread; its outcome is sealed and noted. Exceptions of user code end here."""
+        call = self.claim(spec)
+        if call is None:
+            return
+        token = RUNNING.set(call.context)
+        try:
+            shape = call.shape
+            if shape.name != self._last_name:
+                self.mark_log(shape.name)
+            function = self.method(instance, shape.method) if shape.kind == ACTOR_METHOD else self.function(shape)
+            if spec.args or spec.args_kind:
+                args, kwargs = self.arguments(spec)
+                value = function(*args, **kwargs)
+            else:
+                value = function()
+        except BaseException as error:
+            self.fail(call, error)
+        else:
+            self.succeed(call, value)
+        finally:
+            RUNNING.reset(token)
+
+    def function(self, shape: CallShape) -> Callable[..., Any]:
+        """The function or class of a shape, unpickled once."""
+        function = self._functions.get(shape.function)
+        if function is None:
+            ref = self.store.reference(shape.function)
+            if ref is None:
+                raise errors.ObjectLostError.for_id(shape.function, f"the code of {shape.name} is gone")
+            try:
+                function = self.session.objects.value(ref)
+            except Exception as error:
+                raise errors.ZraySystemError(
+                    f"{shape.name} cannot be loaded in a worker: {type(error).__name__}: {error}. "
+                    "A module it needs must be importable there"
+                ) from error
+            self._functions[shape.function] = function
+        return function
+
+    @staticmethod
+    def method(instance: object, name: str) -> Callable[..., Any]:
+        """The method of an actor's instance, among them those every actor has."""
+        if name in ("__ray_ready__", "__zray_ready__"):
+            return _ready
+        if name in ("__ray_call__", "__zray_call__"):
+            return lambda function, *args, **kwargs: function(instance, *args, **kwargs)
+        if name in ("__ray_terminate__", "__zray_terminate__"):
+            return _terminate
+        return getattr(instance, name)  # type: ignore[no-any-return]
+
+    def arguments(self, spec: TaskSpec) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Fetch and rebuild the arguments. Raises DependencyFailed when one of them is an error."""
+        if not spec.deps:
+            return serialization.loads_args(spec.args_kind, spec.args, [])
+        if not spec.args_kind & ARGS_IN_OBJECT:
+            return serialization.loads_args(spec.args_kind, spec.args, [self._dependency(dep) for dep in spec.deps])
+        values = [self._dependency(dep) for dep in spec.deps[:-1]]
+        packed = self.session.objects.raw(self._reference(spec.deps[-1]))
+        return serialization.loads_args(spec.args_kind & ~ARGS_IN_OBJECT, packed, values)
+
+    def _reference(self, object_id: bytes) -> ObjectRef:
+        ref = self.store.reference(object_id)
+        if ref is None:
+            raise errors.ObjectLostError.for_id(object_id)
+        return ref
+
+    def _dependency(self, object_id: bytes) -> Any:
+        ref = self._reference(object_id)
+        value = self.session.objects.value(ref)
+        if value is NOT_HERE:
+            self.session.get([ref], None)
+            value = self.session.objects.value(ref)
+        if type(value) is Failed:
+            raise DependencyFailed(value.record)
+        return value
+
+    # -- outcomes ---------------------------------------------------------------------------------------------------------------------
+
+    def succeed(self, call: Claimed, value: Any) -> None:
+        """Seal the results of a call that returned."""
+        try:
+            if call.shape.num_returns == 1:
+                packed = [serialization.dumps(value, what=f"the result of {call.shape.name}")]
+            else:
+                packed = self._split(call.shape, value)
+        except BaseException as error:
+            self.fail(call, error)
+            return
+        self.publish_log()
+        try:
+            self._seal_all(call, packed, 0)
+        except (errors.ObjectStoreFullError, errors.OutOfDiskError) as error:
+            self.fail(call, error)
+            return
+        self.notices.add(call.spec.id, wire.DONE_OK, (time.perf_counter_ns() - call.start) // 1000)
+
+    @staticmethod
+    def _split(shape: CallShape, value: Any) -> list[serialization.Packed]:
+        if shape.num_returns == 0:
+            return [serialization.dumps(None)]
+        try:
+            values = list(value)
+        except TypeError:
+            raise ValueError(f"{shape.name} was called with num_returns={shape.num_returns} but returned one {type(value).__name__}") from None
+        if len(values) != shape.num_returns:
+            raise ValueError(f"{shape.name} was called with num_returns={shape.num_returns} but returned {len(values)} values")
+        return [serialization.dumps(item, what=f"result {i} of {shape.name}") for i, item in enumerate(values)]
+
+    def _seal_all(self, call: Claimed, packed: list[serialization.Packed], flags: int) -> None:
+        slots = call.slots if isinstance(call.slots, tuple) else (call.slots,)
+        if len(packed) < len(slots):
+            packed = packed * len(slots)
+        for slot, one in zip(slots, packed, strict=True):
+            code = self.session.objects.seal_result(slot, call.spec.attempt, one, flags)
+            if code == _store.TELL_BROKER:
+                index = 1 + (slots.index(slot) if len(slots) > 1 else 0)
+                self.notices.sealed(_store.with_index(call.spec.id, index))
+
+    def fail(self, call: Claimed, error: BaseException) -> None:
+        """Seal the failure of a call, or leave it to the broker when it shall run again."""
+        micros = (time.perf_counter_ns() - call.start) // 1000
+        if isinstance(error, SystemExit) and not isinstance(error, ActorExitRequested):
+            self.leave(error.code)
+        if isinstance(error, KeyboardInterrupt) and self._cancelled(call.spec.id):
+            error = errors.TaskCancelledError(task_id=call.spec.id.hex(), function_name=call.shape.name)
+            status = wire.DONE_CANCELLED
+        elif self._shall_retry(call, error):
+            self.publish_log()
+            self.notices.add(call.spec.id, wire.DONE_RETRY, micros)
+            self.notices.flush()
+            return
+        else:
+            status = wire.DONE_ERROR
+        leaving = isinstance(error, ActorExitRequested)
+        if leaving:
+            error = errors.ActorDiedError(actor_id=self.actor_id.hex(), death=errors.Death(errors.DeathCause.EXIT_ACTOR, pid=os.getpid()))
+        if isinstance(error, DependencyFailed):
+            record = failures.because_of_input(error.record, function_name=call.shape.name, task_id=call.spec.id)
+        elif isinstance(error, (errors.TaskCancelledError, errors.ActorDiedError)) and (leaving or status == wire.DONE_CANCELLED):
+            record = failures.from_error(error)
+        else:
+            record = failures.capture(error, function_name=call.shape.name, task_id=call.spec.id, actor_id=self.actor_id)
+        packed = serialization.Packed(_store.KIND_ERROR_FLAG, failures.dump(record), [], [])
+        self.publish_log()
+        self._seal_all(call, [packed], 0)
+        self.notices.add(call.spec.id, status, micros)
+        if leaving:
+            self.session.tell(wire.ActorExit(self.session.worker, self.actor_id))
+            self.leave(0)
+
+    def _cancelled(self, task: bytes) -> bool:
+        return self.store.own_word(wire.WORD_CANCEL) == int.from_bytes(task[:8], "little")
+
+    def _shall_retry(self, call: Claimed, error: BaseException) -> bool:
+        shape = call.shape
+        if not shape.retry_exceptions or isinstance(error, DependencyFailed) or not isinstance(error, Exception):
+            return False
+        if shape.max_retries >= 0 and call.spec.attempt >= shape.max_retries:
+            return False
+        if shape.retry_exceptions == b"*":
+            return True
+        classes = serialization.loads(serialization.KIND_PICKLE, shape.retry_exceptions)
+        cause = getattr(error, "cause", None)
+        return isinstance(error, classes) or isinstance(cause, classes)
+
+    def leave(self, code: object) -> None:
+        """End this process as user code asked with sys.exit: everything noted so far leaves first."""
+        self.publish_log()
+        self.notices.flush()
+        self.session.flush()
+        self.session.context.close()
+        status = code if isinstance(code, int) else 0 if code is None else 1
+        os._exit(status & 0xFF)
+
+    # -- output ---------------------------------------------------------------------------------------------------------------------------
+
+    def mark_log(self, name: str) -> None:
+        """Write into the log whose output follows (drivers turn it into a prefix)."""
+        self._last_name = name
+        sys.stdout.flush()
+        sys.stderr.flush()
+        mark = f"\x1e{name}\x1f{os.getpid()}\n".encode()
+        for fd in (1, 2):
+            os.write(fd, mark)
+        self._log_position = _output_position()
+
+    def publish_log(self) -> None:
+        """Let drivers know of output before the result is visible; keep the log file within bounds."""
+        try:
+            sys.stdout.flush()
+            sys.stderr.flush()
+        except ValueError:
+            return
+        position = _output_position()
+        if position == self._log_position:
+            return
+        self._log_position = position
+        self.store.add_global(wire.GLOBAL_LOG_EVENTS, 1)
+        if position > _LOG_CAP:
+            for fd in (1, 2):
+                os.ftruncate(fd, 0)
+            self.mark_log(self._last_name)
+
+
+def _output_position() -> int:
+    """Bytes this process and its children have written to both of its log files (opened for appending)."""
+    return os.lseek(1, 0, os.SEEK_CUR) + os.lseek(2, 0, os.SEEK_CUR)
+
+
+class ActorExitRequested(SystemExit):
+    """Raised by `exit_actor()` inside a method: the actor ends after this call (user code that catches Exception does not catch it)."""
+
+
+def _ready() -> bool:
+    return True
+
+
+def _terminate() -> None:
+    raise ActorExitRequested
+
+
+class Notices:
+    """What the broker is told afterwards, in batches: ends of calls, and objects it waits for."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.direct = False
+        """Calls came straight from a caller: nobody waits for the notice, it can be late."""
+        self._ids = bytearray()
+        self._statuses = bytearray()
+        self._micros: list[int] = []
+        self._since = 0.0
+
+    def add(self, task: bytes, status: int, micros: int) -> None:
+        if not self._micros:
+            self._since = time.monotonic()
+        self._ids += task
+        self._statuses.append(status)
+        self._micros.append(micros)
+
+    def sealed(self, object_id: bytes) -> None:
+        """The broker asked to be told of this object."""
+        self.session.tell(wire.Sealed(object_id))
+
+    @property
+    def waiting(self) -> bool:
+        return bool(self._micros)
+
+    def due(self) -> bool:
+        """Whether what was noted should leave although more work is queued."""
+        return len(self._micros) >= 64 or (bool(self._micros) and time.monotonic() - self._since > 0.002)
+
+    def flush(self, idle: bool = False) -> None:
+        """Send what was noted."""
+        if not self._micros and not idle:
+            return
+        with self.session.lock:
+            message = wire.TasksDone(self.session.worker, bytes(self._ids), bytes(self._statuses), self._micros, idle)
+            self.session.broker.send(wire.encode(message))
+            self._ids.clear()
+            self._statuses.clear()
+            self._micros = []

@@ -1,0 +1,96 @@
+"""`await ref` and `ref.future()`: results that arrive without a thread blocking for each.
+
+Covers one watcher thread per process, started when first needed, which waits for any of the watched results and resolves their futures.
+Does not cover waiting itself (`zray.session`, the store).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import threading
+from typing import TYPE_CHECKING, Any
+
+from zray import failures
+from zray.object_store import Failed, ObjectRef
+
+if TYPE_CHECKING:
+    from zray.session import Session
+
+
+class ResultWatcher:
+    """Resolves futures of references. Thread-safe."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self._lock = threading.Lock()
+        self._added: list[tuple[ObjectRef, concurrent.futures.Future[Any]]] = []
+        self._thread: threading.Thread | None = None
+        self._stopping = False
+
+    def future(self, ref: ObjectRef) -> concurrent.futures.Future[Any]:
+        """Return a future that receives the value of a reference, or its error."""
+        future: concurrent.futures.Future[Any] = concurrent.futures.Future()
+        session = self.session
+        session.check_open()
+        if session.store.done(ref):
+            self._resolve(ref, future)
+            return future
+        session.flush()
+        with self._lock:
+            self._added.append((ref, future))
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._loop, name="zray-results", daemon=True)
+                self._thread.start()
+        session.store.ring(session.store.process)
+        return future
+
+    async def awaiting(self, ref: ObjectRef) -> Any:
+        """Wait for a reference in an event loop."""
+        return await asyncio.wrap_future(self.future(ref))
+
+    def _resolve(self, ref: ObjectRef, future: concurrent.futures.Future[Any]) -> None:
+        if not future.set_running_or_notify_cancel():
+            return
+        try:
+            value = self.session._value_again(ref, None)
+            if type(value) is Failed:
+                future.set_exception(failures.rebuild(value.record, site=ref.site))
+            else:
+                future.set_result(value)
+        except BaseException as error:
+            future.set_exception(error)
+
+    def _loop(self) -> None:
+        store = self.session.store
+        watched: list[tuple[ObjectRef, concurrent.futures.Future[Any]]] = []
+        while not self._stopping:
+            with self._lock:
+                watched += self._added
+                self._added.clear()
+            refs = [ref for ref, _ in watched]
+            try:
+                if refs:
+                    store.wait(refs, 1, 1.0, True)
+                else:
+                    store.wait_ring(1.0)
+            except Exception as error:
+                for _, future in watched:
+                    if future.set_running_or_notify_cancel():
+                        future.set_exception(error)
+                return
+            rest = []
+            for ref, future in watched:
+                if store.done(ref):
+                    self._resolve(ref, future)
+                else:
+                    rest.append((ref, future))
+            watched = rest
+
+    def stop(self) -> None:
+        """End the thread; futures that are still open are cancelled."""
+        self._stopping = True
+        thread = self._thread
+        if thread is not None:
+            self.session.store.ring(self.session.store.process)
+            thread.join()

@@ -1,0 +1,294 @@
+"""The store as the rest of zray uses it: put, get, make room, spill to disk, restore, private copies, objects in files of their own.
+
+Covers policy around the shared segment: what happens when it is full, where spilled bytes lie, how values larger than the store are kept.
+Does not cover memory management (`_store_core.c`), pickling (`zray.serialization`) or waiting for tasks (`zray.session`).
+The only module that imports `_store`.
+
+Spilled values are files `<id in hex>` in the session's spill directory. A file is written under the name `<id>.part`, then the entry becomes
+SPILLED, then the file gets its name: a reader that comes between finds the other name. Files whose object is gone are removed by the broker
+(`remove_stale_files`), so a process may die at any point of a spill without leaving anything.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import msgspec
+
+from zray import _store, errors, serialization
+from zray._store import NOT_HERE, Failed, ObjectRef, Store, StoreFull
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from zray.serialization import Packed
+
+_T = TypeVar("_T")
+_SPILL_AT_ONCE: Final = 16 << 20
+"""Make at least this much room when spilling, so that small puts do not spill one object each."""
+_PAGE: Final = mmap.PAGESIZE
+
+
+class _FileValue(msgspec.Struct, array_like=True):
+    """Data of an entry whose value lies in a file of its own."""
+
+    name: str
+    size: int
+
+
+class ObjectStore:
+    """One process's door to the node's store. Thread-safe as far as the segment is: all state is there."""
+
+    def __init__(self, store: Store, spill_directory: str) -> None:
+        self.store = store
+        self.spill_directory = spill_directory
+        self.capacity: int = store.statistics()["capacity"]
+        self.spilled_bytes = 0
+        self.restored_bytes = 0
+        self.file_bytes = 0
+
+    # -- putting -----------------------------------------------------------------------------------------------------------------
+
+    def put(self, object_id: bytes, packed: Packed) -> ObjectRef:
+        """Store a packed value under an id and return its reference.
+
+        Raises ObjectStoreFullError when memory is exhausted and OutOfDiskError when the disk is; the store stays usable.
+        """
+        store = self.store
+        try:
+            return store.put(object_id, packed.stream, packed.buffers, packed.kind, packed.size, packed.refs)
+        except StoreFull:
+            pass
+        if packed.size > self.capacity:
+            return self._put_file(object_id, packed)
+        return self._with_room(
+            packed.size,
+            lambda: store.put(object_id, packed.stream, packed.buffers, packed.kind, packed.size, packed.refs),
+            lambda: self._put_file(object_id, packed),
+        )
+
+    def open(self, object_id: bytes, size: int) -> _store.Room:
+        """Open an object to be filled in place. Raises ObjectStoreFullError, OutOfDiskError."""
+        return self._with_room(size, lambda: self.store.open(object_id, size), None)
+
+    def seal_result(self, slot: int, attempt: int, packed: Packed, flags: int = 0) -> int:
+        """Seal the result of a claimed task; return the store's code. Raises as `put`."""
+        store = self.store
+
+        def seal() -> int:
+            return store.seal_result(slot, attempt, packed.stream, packed.buffers, packed.kind, packed.size, packed.refs, flags)
+
+        try:
+            return seal()
+        except (StoreFull, errors.ObjectStoreFullError):
+            pass
+        if packed.size > self.capacity:
+            return self._seal_file(slot, attempt, packed, flags)
+        return self._with_room(packed.size, seal, lambda: self._seal_file(slot, attempt, packed, flags))
+
+    def _with_room(self, size: int, attempt: Callable[[], _T], otherwise: Callable[[], _T] | None) -> _T:
+        """Call `attempt` until it does not raise StoreFull, spilling in between; `otherwise` when nothing can be spilled."""
+        while True:
+            try:
+                return attempt()
+            except StoreFull:
+                if not self.make_room(size):
+                    break
+        if otherwise is not None:
+            return otherwise()
+        raise errors.ObjectStoreFullError(
+            f"no room for {size} bytes in the object store ({self.capacity} bytes): everything in it is being read. "
+            "Drop arrays that were read from it, or give init(object_store_memory=...) more"
+        )
+
+    # -- making room -----------------------------------------------------------------------------------------------------------------
+
+    def make_room(self, size: int) -> bool:
+        """Spill least recently used values until about `size` bytes were freed; False when none could be. Raises OutOfDiskError."""
+        wanted, freed = max(size, min(_SPILL_AT_ONCE, self.capacity // 16)), 0
+        while freed < wanted:
+            candidate = self.store.spill_candidate(1)
+            if candidate is None:
+                break
+            slot, object_id, view = candidate
+            length = len(view)
+            if self._spill(slot, object_id, view):
+                freed += length
+        return freed > 0
+
+    def _spill(self, slot: int, object_id: bytes, view: Any) -> bool:
+        path = os.path.join(self.spill_directory, object_id.hex())
+        try:
+            with open(path + ".part", "wb", buffering=0) as file:
+                remaining = memoryview(view)
+                while remaining:
+                    remaining = remaining[file.write(remaining) :]
+        except OSError as error:
+            self.store.spill_abort(slot)
+            self._remove(path + ".part")
+            raise self._disk_error(error, len(view)) from error
+        if not self.store.spilled(slot):
+            self._remove(path + ".part")
+            return False
+        os.replace(path + ".part", path)
+        self.spilled_bytes += len(view)
+        return True
+
+    def _disk_error(self, error: OSError, size: int) -> Exception:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return errors.OutOfDiskError(
+                f"the object store is full and the disk has no room to spill {size} bytes to {self.spill_directory}: {error.strerror}. "
+                "Free disk space, set ZRAY_SPILL_DIR to a larger disk, or drop references to large objects"
+            )
+        return errors.ZraySystemError(f"cannot spill to {self.spill_directory}: {error}")
+
+    @staticmethod
+    def _remove(path: str) -> None:
+        try:
+            os.unlink(path)
+        except FileNotFoundError:
+            pass
+
+    def _restore(self, ref: ObjectRef) -> bool:
+        """Read a spilled value back into memory; False when it must be read from its file (no room, or another process is at it)."""
+        try:
+            room = self._with_room(self.store.describe(ref)[4], lambda: self.store.restore_begin(ref), lambda: None)
+        except errors.ObjectStoreFullError:
+            return False
+        if room is None:
+            return False
+        good = False
+        try:
+            with self._open_spilled(ref) as file:
+                done = 0
+                while done < len(room):
+                    count = file.readinto(room[done:])
+                    if not count:
+                        break
+                    done += count
+                good = done == len(room)
+        finally:
+            self.store.restore_end(ref, good)
+        self.restored_bytes += len(room)
+        return good
+
+    def _open_spilled(self, ref: ObjectRef) -> Any:
+        path = os.path.join(self.spill_directory, ref.hex())
+        for name in (path, path + ".part", path):
+            try:
+                return open(name, "rb", buffering=0)
+            except FileNotFoundError:
+                continue
+        raise errors.ObjectLostError.for_id(ref.binary(), "its spilled file is gone")
+
+    def remove_stale_files(self) -> None:
+        """Broker: remove files of objects that no longer exist."""
+        for name in os.listdir(self.spill_directory):
+            try:
+                object_id = bytes.fromhex(name.partition(".")[0])
+            except ValueError:
+                continue
+            if self.store.reference(object_id) is None:
+                self._remove(os.path.join(self.spill_directory, name))
+
+    # -- values in files ---------------------------------------------------------------------------------------------------------------
+
+    def _write_file(self, object_id: bytes, packed: Packed) -> bytes:
+        """Write a packed value into a mapped file of its own; return the entry's data."""
+        path = os.path.join(self.spill_directory, object_id.hex())
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+            try:
+                os.posix_fallocate(fd, 0, packed.size)
+                with mmap.mmap(fd, packed.size) as mapping:
+                    packed.write_into(memoryview(mapping))
+            finally:
+                os.close(fd)
+        except OSError as error:
+            self._remove(path)
+            raise self._disk_error(error, packed.size) from error
+        self.file_bytes += packed.size
+        return msgspec.msgpack.encode(_FileValue(object_id.hex(), packed.size))
+
+    def _put_file(self, object_id: bytes, packed: Packed) -> ObjectRef:
+        data = self._write_file(object_id, packed)
+        return self._with_room(
+            len(data), lambda: self.store.put_exported(object_id, data, packed.kind, _store.FLAG_FILE, packed.refs), None
+        )
+
+    def _seal_file(self, slot: int, attempt: int, packed: Packed, flags: int) -> int:
+        object_id = self.store.id_of(slot)
+        data = self._write_file(object_id, packed)
+        return self._with_room(
+            len(data),
+            lambda: self.store.seal_result(slot, attempt, data, [], packed.kind, len(data), packed.refs, flags | _store.FLAG_FILE),
+            None,
+        )
+
+    def load_file(self, kind: int, data: bytes) -> Any:
+        """Return the value of an entry whose bytes lie in a file; arrays are views of the mapped file."""
+        value = msgspec.msgpack.decode(data, type=_FileValue)
+        return serialization.loads(kind, self._map_file(value.name, value.size))
+
+    def _map_file(self, name: str, size: int) -> memoryview:
+        path = os.path.join(self.spill_directory, name)
+        with open(path, "rb") as file:
+            return memoryview(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ))
+
+    # -- getting -------------------------------------------------------------------------------------------------------------------------
+
+    def value(self, ref: ObjectRef) -> Any:
+        """Return the value of a finished object, `Failed`, or NOT_HERE when it is still pending. Restores spilled values."""
+        found = self.store.value(ref)
+        while found is NOT_HERE:
+            state, _, kind, _, size = self.store.describe(ref)
+            if state == _store.STATE_SPILLED:
+                if not self._restore(ref):
+                    with self._open_spilled(ref) as file:
+                        view = memoryview(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)) if size else memoryview(b"")
+                    return serialization.loads(kind, view)
+            elif state != _store.STATE_SEALED:
+                return NOT_HERE
+            found = self.store.value(ref)
+        return found
+
+    def raw(self, ref: ObjectRef) -> Any:
+        """The packed bytes of a finished object (bytes or a pinning view). Restores spilled ones; raises ObjectLostError when it has none."""
+        while True:
+            found = self.store.read(ref)
+            if found is not NOT_HERE:
+                _, flags, data = found
+                if flags & _store.FLAG_FILE:
+                    value = msgspec.msgpack.decode(data, type=_FileValue)
+                    return self._map_file(value.name, value.size)
+                return data
+            state, _, _, _, size = self.store.describe(ref)
+            if state != _store.STATE_SPILLED:
+                raise errors.ObjectLostError.for_id(ref.binary(), "it has no value")
+            if not self._restore(ref):
+                with self._open_spilled(ref) as file:
+                    return memoryview(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ))
+
+    def writable_value(self, ref: ObjectRef) -> Any:
+        """As `value`, but large buffers lie in a private copy-on-write mapping of the segment: writing to them changes nobody else's view, and only
+        pages that are written take memory."""
+        found = self.value(ref)
+        if found is NOT_HERE or isinstance(found, Failed):
+            return found
+        located = self.store.segment_range(ref)
+        if located is NOT_HERE:
+            return found
+        pin, offset, kind = located
+        size = len(pin)
+        if kind == serialization.KIND_PICKLE or self.store.describe(ref)[3] & _store.FLAG_FILE or size == 0:
+            return found
+        first = offset - offset % _PAGE
+        mapping = mmap.mmap(self.store.fd, offset + size - first, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE, offset=first)
+        whole = memoryview(mapping)[offset - first : offset - first + size]
+        return serialization.loads(kind, _store.KeepAlive(whole, pin), writable=True)
+
+
+__all__ = ["NOT_HERE", "Failed", "ObjectRef", "ObjectStore", "Store", "StoreFull"]

@@ -1,0 +1,160 @@
+"""`@zray.remote` on a function: check options, pack, submit, return references.
+
+Covers `RemoteFunction` and what it prepares once (code, shape). Does not cover classes (`zray.actor`), the options themselves (`zray.options`),
+or the way of a call out of the process (`zray.submission`).
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import sys
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+
+import msgspec
+
+from zray import api, options, resources, serialization
+from zray.task import ACTOR_CREATION, ACTOR_METHOD, TASK, CallShape
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from types import CodeType
+
+    from zray.object_store import ObjectRef
+    from zray.session import Session
+
+R = TypeVar("R")
+_CODE_LIMIT: Final = 95 << 20
+"""Pickled functions larger than this are refused: they hold data that belongs into the store."""
+_SHAPE_EXTRAS: Final = ("scheduling_strategy", "label_selector", "runtime_env", "max_calls", "concurrency_group")
+
+_sites: dict[tuple[CodeType, int], str] = {}
+
+
+def call_site(depth: int) -> str:
+    """Return "file:line" of the frame `depth` above the caller; cached by position, so that it costs little on hot paths."""
+    frame = sys._getframe(depth + 1)
+    key = (frame.f_code, frame.f_lasti)
+    site = _sites.get(key)
+    if site is None:
+        if len(_sites) > 10_000:
+            _sites.clear()
+        site = _sites[key] = f"{frame.f_code.co_filename}:{frame.f_lineno}"
+    return site
+
+
+def make_shape(kind: int, function: bytes, name: str, chosen: dict[str, Any], method: str = "") -> CallShape:
+    """Build the shape of calls with resolved options; its key is a digest of all that it says."""
+    retry: bytes = b""
+    wanted = chosen.get("retry_exceptions")
+    if wanted is True:
+        retry = b"*"
+    elif wanted:
+        retry = serialization.dumps(tuple(wanted)).stream
+    extra = {key: chosen[key] for key in _SHAPE_EXTRAS if chosen.get(key)}
+    num_returns = chosen.get("num_returns", 1)
+    if not isinstance(num_returns, int):
+        raise NotImplementedError(f'num_returns="{num_returns}" is not available yet: return a list, or put the items into an actor')
+    draft = CallShape(
+        b"",
+        kind,
+        function,
+        name,
+        method,
+        num_returns,
+        b"" if kind == ACTOR_METHOD else resources.pack(options.resources_of(chosen, actor=kind == ACTOR_CREATION)),
+        int(chosen.get("max_retries", 0) or 0),
+        retry,
+        serialization.dumps(extra).stream if extra else b"",
+    )
+    key = hashlib.blake2b(msgspec.msgpack.encode(draft), digest_size=16).digest()
+    return msgspec.structs.replace(draft, key=key)
+
+
+def export_code(session: Session, code: Any, name: str, kind: str) -> bytes:
+    """Store pickled code in a session; return its id. Raises ValueError when it is too large."""
+    packed = serialization.dumps_code(code, what=f"the remote {kind} {name}")
+    if packed.size > _CODE_LIMIT:
+        raise ValueError(
+            f"The remote {kind} {name} is too large ({packed.size / 2**20:.0f} MiB > {_CODE_LIMIT >> 20} MiB). "
+            "Check that it does not capture a large array or other object; put such data with zray.put() and pass the reference"
+        )
+    return session.export(packed)
+
+
+class RemoteFunction(Generic[R]):
+    """A function whose calls run as tasks: `f.remote(...)` returns a reference at once."""
+
+    def __init__(self, function: Callable[..., R], chosen: dict[str, Any]) -> None:
+        self._function = function
+        self._options = chosen
+        self._name = chosen.get("name") or getattr(function, "__qualname__", type(function).__name__)
+        self._prepared: tuple[Session, CallShape] | None = None
+        functools.update_wrapper(self, function, updated=())
+
+    def __call__(self, *args: Any, **kwargs: Any) -> R:
+        raise TypeError(
+            f"Remote functions cannot be called directly. Instead of running '{self._function.__name__}()', "
+            f"try '{self._function.__name__}.remote()'."
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"function": self._function, "options": self._options}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["function"], state["options"])  # type: ignore[misc]
+
+    def _prepare(self) -> tuple[Session, CallShape]:
+        session = api.current_session()
+        function = export_code(session, self._function, self._name, "function")
+        self._prepared = session, make_shape(TASK, function, self._name, self._options)
+        return self._prepared
+
+    def remote(self, *args: Any, **kwargs: Any) -> Any:
+        """Submit one call. Arguments that are references are replaced by their values where the task runs.
+
+        Returns:
+            The reference of the result; with num_returns > 1 a list of references; with num_returns=0 None.
+
+        Raises:
+            SerializationError: an argument cannot be pickled.
+        """
+        prepared = self._prepared
+        if prepared is None or prepared[0].closed:
+            prepared = self._prepare()
+        session, shape = prepared
+        refs = api.submitter_of(session).submit(shape, args, kwargs, call_site(1))
+        if shape.num_returns == 1:
+            return refs[0]
+        return refs if shape.num_returns else None
+
+    def map(self, *iterables: Iterable[Any]) -> list[ObjectRef]:
+        """Submit one call for each item (or each tuple of items of several iterables); return the references in order.
+
+        Calls are packed many to a message; nothing is waited for.
+        """
+        prepared = self._prepared
+        if prepared is None or prepared[0].closed:
+            prepared = self._prepare()
+        session, shape = prepared
+        if shape.num_returns != 1:
+            raise ValueError("map needs num_returns=1")
+        submit, site = api.submitter_of(session).submit, call_site(1)
+        return [submit(shape, args, {}, site)[0] for args in zip(*iterables, strict=False)]
+
+    def options(self, **changes: Any) -> RemoteFunction[R]:
+        """Return the same function with other options; see `zray.remote`. Raises ValueError or TypeError for bad ones."""
+        return RemoteFunction(self._function, options.resolve("function", changes, self._options))
+
+    def bind(self, *args: Any, **kwargs: Any) -> Any:
+        """Lazy graphs are not part of this version."""
+        raise NotImplementedError("lazy graphs (bind) are not available yet; call .remote()")
+
+
+def remote_function(function: Callable[..., R], chosen: dict[str, Any]) -> RemoteFunction[R]:
+    """Wrap a function. Raises TypeError for what cannot be one."""
+    if not callable(function):
+        raise TypeError(f"@zray.remote needs a function or a class, not {type(function).__name__}")
+    return RemoteFunction(function, chosen)
+
+

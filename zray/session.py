@@ -1,0 +1,304 @@
+"""What one driver, worker or actor owns: its place in the store, its sockets, its counters; and what they do together.
+
+Covers identity and ids of what this process makes, requests to the broker, put / get / wait. Does not cover packing and routing of calls
+(`zray.submission`), actor addresses (`zray.actor_link`), running tasks (`zray.worker`), or starting a node (`zray.node`).
+A Session is passed in, not looked up; only `zray.api` holds a current one for convenience.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import hashlib
+import itertools
+import os
+import threading
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from zray import _store, errors, failures, ids, serialization, wire
+from zray.object_store import NOT_HERE, Failed, ObjectRef, ObjectStore, Store
+from zray.transport import Context, Outbox, ipc_endpoint
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+KIND_REPLY: Final = 0x10
+"""Kind of reply objects: msgpack, as `zray.wire` defines it."""
+_BLOCK_NOTICE_S: Final = 0.0005
+"""A worker that waits longer than this tells the broker, which lends its CPU."""
+_EARLY_ERROR_S: Final = 0.1
+"""While waiting for all of many results, look this often whether one has failed already."""
+
+
+class SessionConfig(msgspec.Struct, frozen=True):
+    """Where a session is and what this process is in it."""
+
+    directory: str
+    """Runtime directory of the session: sockets, logs, spilled objects."""
+    spill_directory: str
+    node: bytes
+    job: int
+    """Small number of the job; 0 before the broker has given one."""
+    job_id: bytes
+    namespace: str
+    log_to_driver: bool = True
+
+
+class TaskContext:
+    """The task (or driver program) that the current thread runs: parent of what it submits and puts."""
+
+    __slots__ = ("actor", "attempt", "children", "depth", "name", "puts", "resources", "task")
+
+    def __init__(self, task: bytes, name: str = "", attempt: int = 0, actor: bytes = b"", resources: bytes = b"") -> None:
+        self.task = task
+        self.name = name
+        self.attempt = attempt
+        self.actor = actor
+        self.resources = resources
+        self.children = itertools.count(1)
+        self.puts = itertools.count(1)
+
+
+RUNNING: Final[contextvars.ContextVar[TaskContext | None]] = contextvars.ContextVar("zray_task", default=None)
+"""The task that the current thread or coroutine runs, in a worker or actor."""
+
+
+class Session:
+    """One process's part in a zray session. Public calls are thread-safe."""
+
+    def __init__(self, config: SessionConfig, store: Store, worker: int = 0) -> None:
+        self.config = config
+        self.store = store
+        self.objects = ObjectStore(store, config.spill_directory)
+        self.worker = worker
+        """Number of the worker this is; 0 in a driver."""
+        self.pid = os.getpid()
+        self.context = Context()
+        self.broker: Outbox = self.context.outbox(ipc_endpoint(config.directory, "b"))
+        self.lock = threading.RLock()
+        """Guards the sockets and all that is packed for them."""
+        self.root = TaskContext(config.job_id)
+        self.peers: dict[int, Outbox] = {}
+        self.job = config.job
+        self.closed = False
+        self.before_wait: list[Callable[[], None]] = []
+        """Called before this process waits: everything packed leaves."""
+        self.after_get: Callable[[], None] | None = None
+        """Called when results were read and workers have written output since the last time (drivers: print it)."""
+        self.on_block: Callable[[], None] | None = None
+        self.on_unblock: Callable[[], None] | None = None
+        self._log_events = 0
+        self._functions: dict[bytes, ObjectRef] = {}
+
+    # -- identity ------------------------------------------------------------------------------------------------------------------
+
+    def current(self) -> TaskContext:
+        """The task the calling thread or coroutine runs; threads that user code started count to the process's root task."""
+        return RUNNING.get() or self.root
+
+    def next_task_id(self, context: TaskContext) -> bytes:
+        return _store.derive_id(context.task, next(context.children))
+
+    def next_put_id(self) -> bytes:
+        context = self.current()
+        return _store.with_index(context.task, 0x80000000 | next(context.puts))
+
+    # -- messages --------------------------------------------------------------------------------------------------------------------
+
+    def tell(self, message: wire.Message) -> None:
+        """Send a message to the broker, after everything packed before it."""
+        with self.lock:
+            self.flush()
+            self.broker.send(wire.encode(message))
+
+    def flush(self) -> None:
+        """Let everything leave that was packed."""
+        for call in self.before_wait:
+            call()
+
+    def peer(self, worker: int) -> Outbox:
+        """The outbox to a worker's or actor's inbox (callers hold the lock)."""
+        outbox = self.peers.get(worker)
+        if outbox is None:
+            outbox = self.peers[worker] = self.context.outbox(ipc_endpoint(self.config.directory, f"w{worker}"))
+        return outbox
+
+    def drop_peer(self, worker: int) -> None:
+        """Close the connection to a worker that is gone."""
+        with self.lock:
+            outbox = self.peers.pop(worker, None)
+            if outbox is not None:
+                outbox.close()
+
+    def expect_reply(self) -> ObjectRef:
+        """Make the pending object that a request names as its reply."""
+        return self.store.expect(self.next_put_id(), 0, None, None, "")
+
+    def request(self, make: Callable[[bytes], wire.Message], timeout: float = 60.0) -> bytes:
+        """Send a message that names a reply, wait for it, return its bytes; raise the error it carries. timeout in seconds."""
+        reply = self.expect_reply()
+        self.tell(make(reply.binary()))
+        return self.reply_of(reply, timeout)
+
+    def reply_of(self, reply: ObjectRef, timeout: float = 60.0) -> bytes:
+        """Wait for a reply object and return its bytes; raise the error it carries."""
+        self.store.wait([reply], 1, timeout)
+        found = self.store.read(reply)
+        if found is NOT_HERE:
+            raise errors.GetTimeoutError(f"the broker gave no answer within {timeout:g} s")
+        kind, _, data = found
+        if kind & _store.KIND_ERROR_FLAG:
+            raise failures.rebuild(failures.load(bytes(data)))
+        return bytes(data)
+
+    # -- objects ------------------------------------------------------------------------------------------------------------------------
+
+    def put(self, value: Any) -> ObjectRef:
+        """Store a value and return a reference to it."""
+        self.check_open()
+        return self.objects.put(self.next_put_id(), serialization.dumps(value))
+
+    def export(self, packed: serialization.Packed) -> bytes:
+        """Store the packed code of a function or class for as long as this session lasts; return its id, which follows from the content."""
+        object_id = hashlib.blake2b(packed.stream, digest_size=12).digest() + b"\0\0\0\0"
+        if object_id not in self._functions:
+            self._functions[object_id] = self.objects.put(object_id, packed)
+        return object_id
+
+    def get(self, refs: list[ObjectRef], timeout: float | None) -> list[Any]:
+        """Return the values of references, waiting at most `timeout` seconds (None: for ever).
+
+        Raises the error of the first that failed, GetTimeoutError, ZraySystemError when the node is gone.
+        """
+        self.check_open()
+        store = self.store
+        pending = store.last_pending(refs, len(refs))
+        if pending >= 0:
+            self._wait_all(refs, pending, timeout)
+        values = store.values(refs)
+        for index, value in enumerate(values):
+            if value is NOT_HERE:
+                values[index] = value = self._value_again(refs[index], timeout)
+            if type(value) is Failed:
+                self._after_reading()
+                raise failures.rebuild(value.record, site=refs[index].site)
+        if store.global_word(wire.GLOBAL_LOG_EVENTS) != self._log_events:
+            self._after_reading()
+        return values
+
+    def _value_again(self, ref: ObjectRef, timeout: float | None) -> Any:
+        """Read a value that was not in memory: spilled, or reopened by a retry between waiting and reading."""
+        while True:
+            value = self.objects.value(ref)
+            if value is not NOT_HERE:
+                return value
+            self._wait_all([ref], 0, timeout)
+
+    def get_writable(self, ref: ObjectRef, timeout: float | None) -> Any:
+        """As `get` of one reference, with arrays in private copy-on-write memory."""
+        self.check_open()
+        if not self.store.done(ref):
+            self._wait_all([ref], 0, timeout)
+        value = self.objects.writable_value(ref)
+        if type(value) is Failed:
+            raise failures.rebuild(value.record, site=ref.site)
+        return value
+
+    def _after_reading(self) -> None:
+        if self.after_get is not None:
+            self._log_events = self.store.global_word(wire.GLOBAL_LOG_EVENTS)
+            self.after_get()
+
+    def _wait_all(self, refs: list[ObjectRef], pending: int, timeout: float | None) -> None:
+        """Wait until all references up to index `pending` are done, or one of them failed.
+
+        Waits for one at a time, the last first: results mostly come in order, so this sleeps and wakes once rather than once per result.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        self.flush()
+        store = self.store
+        blocked = False
+        try:
+            while pending >= 0:
+                ref = refs[pending]
+                first = _BLOCK_NOTICE_S if self.on_block is not None and not blocked else _EARLY_ERROR_S
+                piece = first if deadline is None else min(first, deadline - time.monotonic())
+                if piece > 0 and store.wait([ref], 1, piece) == 1:
+                    pending = store.last_pending(refs, pending)
+                    continue
+                if store.done(ref):
+                    pending = store.last_pending(refs, pending)
+                    continue
+                if deadline is not None and time.monotonic() >= deadline:
+                    raise errors.GetTimeoutError(self._timeout_text(refs, timeout))
+                if self.on_block is not None and not blocked:
+                    blocked = True
+                    self.on_block()
+                elif self._any_failed(refs, pending):
+                    return
+        finally:
+            if blocked and self.on_unblock is not None:
+                self.on_unblock()
+
+    def _any_failed(self, refs: list[ObjectRef], end: int) -> bool:
+        store = self.store
+        for index in range(end):
+            if store.done(refs[index]) and store.describe(refs[index])[2] & _store.KIND_ERROR_FLAG:
+                return True
+        return False
+
+    def _timeout_text(self, refs: Sequence[ObjectRef], timeout: float | None) -> str:
+        missing = [ref for ref in refs if not self.store.done(ref)]
+        first = f" First: {missing[0]!r}" + (f", submitted at {missing[0].site}" if missing[0].site else "") if missing else ""
+        return f"{len(missing)} of {len(refs)} results were not ready after {timeout:g} s.{first}"
+
+    def wait(self, refs: list[ObjectRef], want: int, timeout: float | None) -> tuple[list[ObjectRef], list[ObjectRef]]:
+        """Return (ready, not ready): waits until `want` are done or `timeout` seconds (None: for ever) passed; at most `want` are ready."""
+        self.check_open()
+        store = self.store
+        ready, rest = store.split(refs, want)
+        if len(ready) >= want or timeout == 0:
+            if rest:
+                self.flush()
+            return ready, rest
+        self.flush()
+        deadline = None if timeout is None else time.monotonic() + timeout
+        if self.on_block is not None:
+            if store.wait(refs, want, _BLOCK_NOTICE_S if timeout is None else min(timeout, _BLOCK_NOTICE_S)) >= want:
+                return store.split(refs, want)
+            self.on_block()
+        try:
+            store.wait(refs, want, -1.0 if deadline is None else max(0.0, deadline - time.monotonic()))
+        finally:
+            if self.on_unblock is not None:
+                self.on_unblock()
+        return store.split(refs, want)
+
+    # -- end -------------------------------------------------------------------------------------------------------------------------------
+
+    def check_open(self) -> None:
+        """Raise ZrayUsageError when the session has ended."""
+        if self.closed:
+            raise errors.ZrayUsageError("the zray session was shut down: call zray.init() first")
+
+    def close(self) -> None:
+        """Give back everything this process holds and close its sockets. References that live on become useless but harmless."""
+        if self.closed:
+            return
+        self.closed = True
+        self._functions.clear()
+        with self.lock:
+            self.context.close()
+            self.peers.clear()
+        self.store.close()
+
+
+def reply_value(data: bytes, kind: Any) -> Any:
+    """Decode a reply's bytes as `kind` (a msgspec type)."""
+    return msgspec.msgpack.decode(data, type=kind)
+
+
+def new_job_id() -> bytes:
+    return ids.random_id()

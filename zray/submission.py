@@ -1,0 +1,435 @@
+"""The way out of a process: packing calls into frames, and choosing their route (broker, leased worker, actor).
+
+Covers when a packed call leaves, leases of workers for synchronous calls, and the connection to each actor (`ActorLink`). Does not cover
+what a call is (`zray.remote_function`, `zray.actor`) or what the broker does with it.
+
+**When a call leaves.** A lone call leaves at once. While the receiver is still busy with what it was sent before, further calls are packed and leave together:
+when the receiver has caught up (seen at the next call), when a frame is full, when this process waits for anything, or when the flusher thread
+finds them half a millisecond later. The flusher sleeps unless something is packed.
+
+**Routes of a task.** A process that submits one call, waits for it, and submits the next asks the broker for a worker of its own; as long
+as it has that lease and its previous call there is done, it sends the next straight to that worker. All else goes through the broker.
+
+**Routes of an actor call.** Straight to the actor's inbox, numbered per caller and incarnation; through the broker while the actor is not (or no longer) alive.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from zray import _store, errors, failures, serialization, wire
+from zray.object_store import NOT_HERE, ObjectRef, StoreFull
+from zray.session import reply_value
+from zray.task import ARGS_IN_OBJECT, NO_DEPS, CallShape, TaskSpec
+
+if TYPE_CHECKING:
+    from zray.session import Session, TaskContext
+    from zray.transport import Outbox
+
+_FRAME_TASKS: Final = 128
+"""Calls per frame at most."""
+_FRAMES_AHEAD: Final = 256
+"""Frames a driver may be ahead of the broker before `.remote()` waits."""
+_ARGS_INLINE: Final = 16 << 10
+"""Packed arguments larger than this travel as an object."""
+_CALM_CALLS: Final = 2
+"""Consecutive calls whose predecessor had finished, after which a lease is asked for."""
+_FLUSH_DELAY_S: Final = 0.0005
+
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class PackedCall:
+    """Arguments of a call, ready to travel: at most one of `stream` and the last of `deps` carries the bytes."""
+
+    __slots__ = ("borrowed", "dep_ids", "kind", "refs", "stream")
+
+    def __init__(self, stream: bytes, kind: int, refs: list[ObjectRef] | None, dep_ids: tuple[bytes, ...], borrowed: tuple[bytes, ...]):
+        self.stream = stream
+        self.kind = kind
+        self.refs = refs
+        """Everything the pending result must keep alive: dependencies, then borrowed references."""
+        self.dep_ids = dep_ids
+        self.borrowed = borrowed
+
+
+_EMPTY_CALL: Final = PackedCall(b"", 0, None, NO_DEPS, NO_DEPS)
+
+
+def pack_call(session: Session, args: tuple[Any, ...], kwargs: dict[str, Any]) -> PackedCall:
+    """Pack arguments; large ones become an object. Raises the serialization errors of `zray.serialization`."""
+    if not args and not kwargs:
+        return _EMPTY_CALL
+    packed, top, nested = serialization.dumps_args(args, kwargs)
+    if isinstance(packed, bytes) and len(packed) > _ARGS_INLINE:
+        packed = serialization.Packed(serialization.KIND_PICKLE, packed, [], nested)
+    if isinstance(packed, bytes):
+        if not top and not nested:
+            return PackedCall(packed, serialization.KIND_PICKLE, None, NO_DEPS, NO_DEPS)
+        refs = [*top, *nested]
+        return PackedCall(packed, serialization.KIND_PICKLE, refs, tuple([r.binary() for r in top]), tuple([r.binary() for r in nested]))
+    if packed.size <= _ARGS_INLINE:
+        stream, kind = packed.to_bytes(), packed.kind
+    else:
+        stream, kind = b"", packed.kind | ARGS_IN_OBJECT
+        top = [*top, session.objects.put(session.next_put_id(), packed)]
+    return PackedCall(stream, kind, [*top, *nested], tuple([r.binary() for r in top]), tuple([r.binary() for r in nested]))
+
+
+class _ShapeUse:
+    """What this process knows of one shape: its lease and how calmly it is called."""
+
+    __slots__ = ("calm", "defined", "last_slot", "lease", "reply", "shape")
+
+    def __init__(self, shape: CallShape) -> None:
+        self.shape = shape
+        self.defined = False
+        self.lease: wire.Lease | None = None
+        self.reply: ObjectRef | None = None
+        self.last_slot = 0
+        self.calm = 0
+
+
+class Submitter:
+    """Sends this process's calls. All methods are thread-safe."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.lock = session.lock
+        self.links: dict[bytes, ActorLink] = {}
+        self._uses: dict[bytes, _ShapeUse] = {}
+        self._tasks: list[TaskSpec] = []
+        self._parent = b""
+        self._frames_sent = 0
+        self._dirty: dict[bytes, ActorLink] = {}
+        self._known: dict[int, set[bytes]] = {}
+        self._wake = threading.Event()
+        self._flusher: threading.Thread | None = None
+        self._stopping = False
+        session.before_wait.append(self.flush)
+
+    # -- tasks -------------------------------------------------------------------------------------------------------------------------
+
+    def submit(self, shape: CallShape, args: tuple[Any, ...], kwargs: dict[str, Any], site: str) -> list[ObjectRef]:
+        """Submit a task; return the references of its results (one at least, even for num_returns=0)."""
+        session = self.session
+        call = pack_call(session, args, kwargs)
+        context = session.current()
+        task = _store.derive_id(context.task, next(context.children))
+        spec = TaskSpec(task, shape.key, call.stream, call.kind, call.dep_ids, call.borrowed)
+        with self.lock:
+            use = self._uses.get(shape.key)
+            if use is None:
+                use = self._uses[shape.key] = _ShapeUse(shape)
+            lease = self._usable_lease(use, call)
+            if lease is not None:
+                refs = self._submit_direct(use, lease, spec, call, site)
+                if refs is not None:
+                    return refs
+            refs = [self._expect(_store.with_index(task, 1), 0, call.refs, None, site)]
+            for index in range(1, shape.num_returns):
+                refs.append(self._expect(_store.with_index(task, index + 1), 0, None, None, site))
+            use.last_slot = refs[0].slot
+            self._pack_task(use, spec, context)
+        return refs
+
+    def _expect(self, object_id: bytes, target: int, deps: list[ObjectRef] | None, spec: bytes | None, site: str) -> ObjectRef:
+        """Make a pending result, spilling others when the store has no room for the kept spec."""
+        store = self.session.store
+        try:
+            return store.expect(object_id, target, deps, spec, site)
+        except StoreFull as full:
+            while self.session.objects.make_room(full.size):
+                try:
+                    return store.expect(object_id, target, deps, spec, site)
+                except StoreFull:
+                    continue
+        raise errors.ObjectStoreFullError("the object store is full: everything in it is being read or belongs to queued calls")
+
+    def _pack_task(self, use: _ShapeUse, spec: TaskSpec, context: TaskContext) -> None:
+        tasks = self._tasks
+        if not use.defined:
+            self._send_tasks()
+            self.session.broker.send(wire.encode(wire.DefineShapes([use.shape])))
+            use.defined = True
+        if context.task != self._parent:
+            self._send_tasks()
+            self._parent = context.task
+        tasks.append(spec)
+        if len(tasks) >= _FRAME_TASKS or self.session.store.own_word(wire.WORD_CONSUMED) >= self._frames_sent:
+            self._send_tasks()
+        elif len(tasks) == 1:
+            self._wake_flusher()
+
+    def _send_tasks(self) -> None:
+        if not self._tasks:
+            return
+        session = self.session
+        message = wire.SubmitTasks(session.store.process, session.job, self._parent, self._tasks)
+        session.broker.send(wire.encode(message))
+        self._tasks.clear()
+        self._frames_sent += 1
+        if session.worker == 0 and self._frames_sent & 63 == 0:
+            self._hold_back()
+
+    def _hold_back(self) -> None:
+        """A driver far ahead of the broker waits for it. Workers never do: what they wait for may need them."""
+        store = self.session.store
+        while self._frames_sent - store.own_word(wire.WORD_CONSUMED) > _FRAMES_AHEAD and not self.session.closed:
+            time.sleep(0.001)
+
+    # -- leases ------------------------------------------------------------------------------------------------------------------------
+
+    def _usable_lease(self, use: _ShapeUse, call: PackedCall) -> wire.Lease | None:
+        """The leased worker for this shape when the call can go there now; asks for a lease when calls come one after another."""
+        store = self.session.store
+        lease = use.lease
+        if lease is None:
+            if use.reply is not None:
+                lease = self._take_lease(use)
+            elif use.last_slot and not store.slot_pending(use.last_slot):
+                use.calm += 1
+                if use.calm >= _CALM_CALLS and use.defined:
+                    self._request_lease(use)
+            else:
+                use.calm = 0
+            if lease is None:
+                return None
+        if store.word(lease.process, wire.WORD_LEASE) != lease.epoch:
+            use.lease = None
+            use.calm = 0
+            return None
+        if store.expected(lease.process) or (call.refs and not all(store.done(ref) for ref in call.refs[: len(call.dep_ids)])):
+            return None
+        return lease
+
+    def _request_lease(self, use: _ShapeUse) -> None:
+        session = self.session
+        use.reply = session.expect_reply()
+        message = wire.LeaseRequest(session.store.process, session.job, use.shape.key, use.reply.binary())
+        session.broker.send(wire.encode(message))
+
+    def _take_lease(self, use: _ShapeUse) -> wire.Lease | None:
+        store = self.session.store
+        assert use.reply is not None
+        if not store.done(use.reply):
+            return None
+        found = store.read(use.reply)
+        use.reply = None
+        use.calm = 0
+        if found is NOT_HERE or found[0] & _store.KIND_ERROR_FLAG:
+            return None
+        use.lease = reply_value(bytes(found[2]), wire.Lease)
+        return use.lease
+
+    def _submit_direct(
+        self, use: _ShapeUse, lease: wire.Lease, spec: TaskSpec, call: PackedCall, site: str
+    ) -> list[ObjectRef] | None:
+        session = self.session
+        body = _encode(spec)
+        shape = use.shape
+        try:
+            refs = [self._expect(_store.with_index(spec.id, 1), lease.process, call.refs, body, site)]
+            for index in range(1, shape.num_returns):
+                refs.append(self._expect(_store.with_index(spec.id, index + 1), 0, None, None, site))
+        except _store.TargetGone:
+            use.lease = None
+            session.drop_peer(lease.worker)
+            self._known.pop(lease.worker, None)
+            return None
+        outbox = session.peer(lease.worker)
+        self._define_at(lease.worker, outbox, shape)
+        outbox.send(wire.encode(wire.RunDirect(session.store.process, lease.epoch, [spec])))
+        return refs
+
+    def _define_at(self, worker: int, outbox: Outbox, shape: CallShape) -> None:
+        known = self._known.get(worker)
+        if known is None:
+            known = self._known[worker] = set()
+        if shape.key not in known:
+            known.add(shape.key)
+            outbox.send(wire.encode(wire.DefineShapes([shape])))
+
+    # -- actors ------------------------------------------------------------------------------------------------------------------------
+
+    def link(self, actor: bytes) -> ActorLink:
+        """The connection to an actor; made when first asked for."""
+        with self.lock:
+            link = self.links.get(actor)
+            if link is None:
+                link = self.links[actor] = ActorLink(self, actor)
+            return link
+
+    def define_at_broker(self, shape: CallShape) -> None:
+        """Make sure the broker knows a shape (callers hold the lock)."""
+        use = self._uses.get(shape.key)
+        if use is None:
+            use = self._uses[shape.key] = _ShapeUse(shape)
+        if not use.defined:
+            use.defined = True
+            self.session.broker.send(wire.encode(wire.DefineShapes([shape])))
+
+    def packed_at(self, link: ActorLink) -> None:
+        """A link has packed its first call."""
+        self._dirty[link.actor] = link
+        self._wake_flusher()
+
+    # -- flushing ----------------------------------------------------------------------------------------------------------------------
+
+    def flush(self) -> None:
+        """Let everything packed leave now."""
+        if not self._tasks and not self._dirty:
+            return
+        with self.lock:
+            self._send_tasks()
+            dirty = self._dirty
+            if dirty:
+                self._dirty = {}
+                for link in dirty.values():
+                    link.send()
+
+    def _wake_flusher(self) -> None:
+        if self._flusher is None:
+            self._flusher = threading.Thread(target=self._flush_loop, name="zray-flush", daemon=True)
+            self._flusher.start()
+        self._wake.set()
+
+    def _flush_loop(self) -> None:
+        wake = self._wake
+        while True:
+            wake.wait()
+            wake.clear()
+            if self._stopping:
+                return
+            time.sleep(_FLUSH_DELAY_S)
+            try:
+                self.flush()
+            except Exception:
+                if not self._stopping and not self.session.closed:
+                    raise
+
+    def stop(self) -> None:
+        """Send what is packed and end the flusher."""
+        self.flush()
+        self._stopping = True
+        self._wake.set()
+        if self._flusher is not None:
+            self._flusher.join()
+
+
+class ActorLink:
+    """This process's connection to one actor, through all its incarnations. Methods are called with the submitter's lock held."""
+
+    __slots__ = ("_calls", "actor", "address", "incarnation", "known_dead", "process", "sequence", "session", "submitter", "worker")
+
+    def __init__(self, submitter: Submitter, actor: bytes) -> None:
+        self.submitter = submitter
+        self.session = submitter.session
+        self.actor = actor
+        self.incarnation = 0
+        self.address: ObjectRef | None = None
+        self.worker = 0
+        self.process = 0
+        """Process handle of the living incarnation; 0 while it is not known to live."""
+        self.sequence = 0
+        self.known_dead: bytes | None = None
+        """Packed failure that ends every further call."""
+        self._calls: list[msgspec.Raw] = []
+
+    def call(self, shape: CallShape, args: tuple[Any, ...], kwargs: dict[str, Any], site: str, max_pending: int = -1) -> list[ObjectRef]:
+        """Call a method; return the references of its results."""
+        submitter, session = self.submitter, self.session
+        call = pack_call(session, args, kwargs)
+        context = session.current()
+        task = _store.derive_id(context.task, next(context.children))
+        with submitter.lock:
+            if not self.process and self.known_dead is None:
+                self._look_up()
+            if max_pending > 0 and self.process and session.store.expected(self.process) >= max_pending:
+                raise errors.PendingCallsLimitExceeded(
+                    f"the actor has {max_pending} unfinished calls, as many as max_pending_calls allows; wait for some of them"
+                )
+            while True:
+                self.sequence += 1
+                spec = TaskSpec(task, shape.key, call.stream, call.kind, call.dep_ids, call.borrowed, 0, self.sequence)
+                body = _encode(spec)
+                try:
+                    refs = [submitter._expect(_store.with_index(task, 1), self.process, call.refs, body, site)]
+                except _store.TargetGone:
+                    self._died()
+                    continue
+                break
+            for index in range(1, shape.num_returns):
+                refs.append(submitter._expect(_store.with_index(task, index + 1), self.process, None, None, site))
+            if self.known_dead is not None:
+                for ref in refs:
+                    session.store.seal_forced(ref, self.known_dead, _store.KIND_ERROR_FLAG, 0)
+            elif self.process:
+                self._pack(shape, body)
+            else:
+                submitter.define_at_broker(shape)
+                message = wire.SubmitActorCalls(session.store.process, session.job, self.actor, self.incarnation, [spec])
+                session.broker.send(wire.encode(message))
+        return refs
+
+    def _pack(self, shape: CallShape, body: bytes) -> None:
+        calls, session = self._calls, self.session
+        known = self.submitter._known.get(self.worker)
+        if known is None or shape.key not in known:
+            self.send()
+            self.submitter._define_at(self.worker, session.peer(self.worker), shape)
+        calls.append(msgspec.Raw(body))
+        if len(calls) >= _FRAME_TASKS or session.store.expected(self.process) <= len(calls):
+            self.send()
+        elif len(calls) == 1:
+            self.submitter.packed_at(self)
+
+    def send(self) -> None:
+        """Let the packed calls leave."""
+        if self._calls:
+            message = wire.CallActor(self.session.store.process, self.incarnation, self._calls)  # type: ignore[arg-type]
+            self.session.peer(self.worker).send(wire.encode(message))
+            self._calls.clear()
+
+    def _look_up(self) -> None:
+        """See whether the current incarnation lives by now (or is known to be dead)."""
+        store = self.session.store
+        if self.address is None:
+            self.address = store.reference(_store.with_index(self.actor, self.incarnation + 1))
+        if self.address is None or not store.done(self.address):
+            return
+        found = store.read(self.address)
+        if found is NOT_HERE:
+            return
+        if found[0] & _store.KIND_ERROR_FLAG:
+            if self.session.objects.store.reference(_store.with_index(self.actor, self.incarnation + 2)) is None:
+                self.known_dead = bytes(found[2])
+            else:
+                self._died()
+                self._look_up()
+            return
+        address = reply_value(bytes(found[2]), wire.ActorAddress)
+        if store.alive(address.process):
+            self.worker, self.process = address.worker, address.process
+        else:
+            self._died()
+
+    def _died(self) -> None:
+        """The incarnation this link knows is gone: look for the next, numbering calls anew."""
+        self._calls.clear()
+        if self.worker:
+            self.session.drop_peer(self.worker)
+            self.submitter._known.pop(self.worker, None)
+        self.worker = self.process = 0
+        self.incarnation += 1
+        self.sequence = 0
+        self.address = None
+        self._look_up()
+
+    def dead_reason(self) -> BaseException | None:
+        """The error that ended the actor for good, if it is known here."""
+        return None if self.known_dead is None else failures.rebuild(failures.load(self.known_dead))

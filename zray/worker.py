@@ -1,0 +1,199 @@
+"""The executing process: receives calls, runs them in order, tells the broker afterwards.
+
+Covers the life of a worker from the fork to its end, and the loop over its inbox. Does not cover running one call (`zray.execution`) or what is
+special about actors (`zray.actor_runtime`). `main` is called by the fork parent (`zray.broker.fork_parent`) in the new child.
+"""
+
+from __future__ import annotations
+
+import collections
+import faulthandler
+import gc
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from zray import _store, wire
+from zray.actor_runtime import ActorHost
+from zray.execution import Executor, Notices
+from zray.session import Session, SessionConfig
+from zray.submission import Submitter
+from zray.transport import ipc_endpoint
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from zray.task import JobSpec, TaskSpec
+
+_LATE_NOTICE_MS: Final = 20
+"""Notices nobody waits for leave when the inbox was empty this long."""
+
+
+class WorkerConfig(msgspec.Struct, frozen=True):
+    """What the fork parent tells a new worker."""
+
+    number: int
+    session: SessionConfig
+    job: JobSpec
+    store_fd: int
+    fault_file: str
+
+
+class Worker:
+    """The process's state: session, executor, queue, and the actor it became, if any."""
+
+    def __init__(self, config: WorkerConfig) -> None:
+        self.config = config
+        store = _store.Store(config.store_fd)
+        store.register(_store.PROC_WORKER)
+        store.set_job(config.job.number)
+        self.session = Session(config.session, store, config.number)
+        self.submitter = Submitter(self.session)
+        self.notices = Notices(self.session)
+        self.executor = Executor(self.session, self.notices)
+        self.inbox = self.session.context.inbox(ipc_endpoint(config.session.directory, f"w{config.number}"))
+        self.queue: collections.deque[TaskSpec] = collections.deque()
+        self.actor: ActorHost | None = None
+        self.lease_epoch = 0
+        self.malformed = 0
+        self._blocked = 0
+        self.session.on_block = self._on_block
+        self.session.on_unblock = self._on_unblock
+
+    # -- blocking ----------------------------------------------------------------------------------------------------------------------
+
+    def _on_block(self) -> None:
+        with self.session.lock:
+            self._blocked += 1
+            if self._blocked == 1:
+                self.notices.flush()
+                self.session.tell(wire.Blocked(self.config.number))
+
+    def _on_unblock(self) -> None:
+        with self.session.lock:
+            self._blocked -= 1
+            if self._blocked == 0:
+                self.session.tell(wire.Unblocked(self.config.number))
+
+    # -- the loop ------------------------------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Serve until told to end. A KeyboardInterrupt (a cancellation that found its task just over) leaves it; call again."""
+        while self.actor is None or self.actor.serial:
+            self._run_queue()
+            self._receive()
+        self.actor.serve(self)
+
+    def _run_queue(self) -> None:
+        queue, executor, notices = self.queue, self.executor, self.notices
+        instance: Any = None if self.actor is None else self.actor.instance
+        while queue:
+            executor.run(queue.popleft(), instance)
+            if notices.due():
+                notices.flush()
+
+    def _receive(self) -> None:
+        """Take in at least one frame; before sleeping let notices leave."""
+        frame = self.inbox.next_frame_nowait()
+        if frame is None:
+            notices = self.notices
+            if notices.waiting:
+                if notices.direct and self._lease_holds():
+                    frame = self.inbox.wait_frame(_LATE_NOTICE_MS)
+                if frame is None:
+                    notices.flush(idle=True)
+                    notices.direct = False
+            if frame is None:
+                self.submitter.flush()
+                frame = self.inbox.wait_frame()
+        if frame is not None:
+            self.handle(frame)
+
+    def _lease_holds(self) -> bool:
+        return self.actor is not None or self.session.store.own_word(wire.WORD_LEASE) == self.lease_epoch
+
+    def handle(self, frame: bytes) -> None:
+        """Obey one message; what is no message is counted and dropped."""
+        try:
+            message = wire.decode(frame)
+        except wire.FrameError as error:
+            self.malformed += 1
+            print(f"[zray] worker {self.config.number} dropped a frame: {error}", file=sys.stderr)
+            return
+        if isinstance(message, wire.RunDirect):
+            self.lease_epoch = message.epoch
+            self.notices.direct = True
+            self.queue.extend(message.tasks)
+        elif isinstance(message, wire.RunTasks):
+            self.notices.direct = False
+            self.queue.extend(message.tasks)
+        elif isinstance(message, wire.CallActor):
+            if self.actor is not None:
+                self.notices.direct = True
+                self.actor.take(message, self.queue)
+        elif isinstance(message, wire.DefineShapes):
+            self.executor.define(message.shapes)
+        elif isinstance(message, wire.StartActor):
+            self.actor = ActorHost(self, message)
+            self.actor.construct(self.queue)
+        elif isinstance(message, wire.ExitWhenIdle):
+            if self.actor is not None:
+                self.actor.exit_when_idle(self.queue)
+        elif isinstance(message, wire.Shutdown):
+            self._run_queue()
+            self.leave(0)
+
+    def leave(self, status: int) -> None:
+        """End this process at once, cleanly."""
+        self.executor.leave(status)
+
+
+def _interrupt_task(worker: Worker) -> None:
+    """Let SIGUSR2 interrupt the task named in the process record's cancel word, if the main thread still runs that one."""
+
+    def handler(_number: int, _frame: FrameType | None) -> None:
+        context = worker.session.current()
+        word = worker.session.store.own_word(wire.WORD_CANCEL)
+        if word and int.from_bytes(context.task[:8], "little") == word:
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGUSR2, handler)
+
+
+def _prepare(config: WorkerConfig) -> None:
+    """Make the child of the fork parent a process of its own: its own random numbers, paths and fault log."""
+    os.environ.update(config.job.environment)
+    sys.path[:] = [*config.job.sys_path, *[path for path in sys.path if path not in config.job.sys_path]]
+    try:
+        os.chdir(config.job.cwd)
+    except OSError:
+        pass
+    sys.argv = ["zray-worker"]
+    sys.stdout = os.fdopen(1, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
+    sys.stderr = os.fdopen(2, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
+    faulthandler.enable(open(config.fault_file, "w"), all_threads=False)  # noqa: SIM115 - lives as long as the process
+    if "random" in sys.modules:
+        sys.modules["random"].seed()
+    numpy = sys.modules.get("numpy")
+    if numpy is not None:
+        numpy.random.seed(int.from_bytes(os.urandom(4), "little"))
+
+
+def main(config: WorkerConfig) -> None:
+    """Run a worker in a child that was just forked; does not return normally."""
+    from zray import api
+
+    _prepare(config)
+    gc.enable()
+    worker = Worker(config)
+    _interrupt_task(worker)
+    api.attach(worker.session, worker.submitter)
+    worker.session.tell(wire.WorkerReady(config.number, worker.session.store.process))
+    while True:
+        try:
+            worker.run()
+        except KeyboardInterrupt:
+            continue
