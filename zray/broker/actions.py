@@ -48,19 +48,26 @@ class RunOn(Action):
 
 
 UNKNOWN_RETURNS: Final = -1
-"""`num_returns` of a call whose shape never passed the broker (calls to actors): all results of it that the store has."""
+"""`num_returns` of a call whose shape never passed the broker (calls to actors): all results of it that the store
+has."""
 
 
 class Reopen(Action):
-    """Raise the attempt of a task's results in the store (`zs_retry`) and set spec.attempt to it before anything else happens with it. Only executions that a
-    death (or retry_exceptions) cost are reopened, so `spec.attempt` counts the retries used. Results that are sealed already stay as they are."""
+    """Raise the attempt of a task's results in the store (`zs_retry`) and set spec.attempt to it before anything else
+    happens with it. Only executions that a death (or retry_exceptions) cost are reopened, so `spec.attempt` counts the
+    retries used. Results that are sealed already stay as they are."""
 
     task: TaskSpec
     num_returns: int
 
 
 class SealError(Action):
-    """Seal all results of a task with a system error, whoever claimed it. `kind` names the exception class in zray.errors, `fields` its arguments."""
+    """Seal all results of a task with a system error, whoever claimed it. `kind` names the exception class in
+    zray.errors (or a builtin one), `fields` what is known: ids as hexadecimal `task_id`, `actor_id`; `function_name`,
+    `class_name`, `name`, `namespace`; `message` when the text is ready; for deaths `cause` (a name of
+    errors.DeathCause), `worker`, `pid`, `status`, to which the server adds what it knows of that process; `error` (a
+    packed failure that is used as it
+    stands: what a constructor raised)."""
 
     task: bytes
     num_returns: int
@@ -68,8 +75,18 @@ class SealError(Action):
     fields: dict[str, object]
 
 
+class SealErrors(Action):
+    """SealError for many tasks that end for the same reason (their job is over, no worker can be started for it)."""
+
+    tasks: list[bytes]
+    num_returns: int
+    kind: str
+    fields: dict[str, object]
+
+
 class SealEntries(Action):
-    """Seal these pending objects (ids of objects, not of tasks) with a system error; `kind` and `fields` as in SealError."""
+    """Seal these pending objects (ids of objects, not of tasks) with a system error; `kind` and `fields` as in
+    SealError."""
 
     ids: list[bytes]
     kind: str
@@ -77,13 +94,15 @@ class SealEntries(Action):
 
 
 class WatchObjects(Action):
-    """Look whether these objects are sealed (`zs_watch_broker` again): a notice may have died with its sender. Answer: ObjectsReady for those that are."""
+    """Look whether these objects are sealed (`zs_watch_broker` again): a notice may have died with its sender. Answer:
+    ObjectsReady for those that are."""
 
     ids: list[bytes]
 
 
 class SealReply(Action):
-    """Seal a reply object: `value` is a record or plain data to be packed as msgpack; `error` (kind, fields) instead when not None."""
+    """Seal a reply object: `value` is a record or plain data to be packed as msgpack; `error` (kind, fields) instead
+    when not None."""
 
     reply: bytes
     value: object
@@ -91,7 +110,8 @@ class SealReply(Action):
 
 
 class GrantLease(Action):
-    """Seal the reply with wire.Lease; set WORD_LEASE of the worker's process record to epoch first. The worker gets the shape and the job."""
+    """Seal the reply with wire.Lease; set WORD_LEASE of the worker's process record to epoch first. The worker gets the
+    shape and the job."""
 
     reply: bytes
     worker: int
@@ -124,8 +144,8 @@ class ActorAlive(Action):
 
 
 class ActorDown(Action):
-    """That incarnation is over. When `next` is true make return_id(actor, incarnation+1) pending (it will be restarted), else seal the current
-    and the next address object with the error, so that callers learn why."""
+    """That incarnation is over. When `next` is true make return_id(actor, incarnation+1) pending (it will be
+    restarted), else seal the current and the next address object with the error, so that callers learn why."""
 
     actor: bytes
     incarnation: int

@@ -1,6 +1,7 @@
 """What can happen to a node, as the scheduler machine is told it: small frozen records, many tasks an event.
 
-Made by `server.py` from messages, exits and the clock; consumed by `scheduler.py`. The reverse direction is `actions.py`.
+Made by `server.py` from messages, exits and the clock; consumed by `scheduler.py`. The reverse direction is
+`actions.py`.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ class ShapesDefined(Event):
 
 
 class TasksSubmitted(Event):
-    """New tasks. `missing[i]` are the dependencies of tasks[i] that are not sealed yet; None when nothing at all is missing."""
+    """New tasks. `missing[i]` are the dependencies of tasks[i] that are not sealed yet; None when nothing at all is
+    missing."""
 
     job: int
     process: int
@@ -61,7 +63,8 @@ class TasksFinished(Event):
 
 
 class WorkerStarted(Event):
-    """The fork parent made the process."""
+    """The fork parent made the process. May come again when more is known: `process` (its handle in the store) is 0
+    until then."""
 
     worker: int
     pid: int
@@ -75,18 +78,21 @@ class WorkerIsReady(Event):
 
 
 class WorkerExited(Event):
-    """Confirmed exit. `status`: as os.waitstatus_to_exitcode (negative: signal). `oom`: the kernel or the memory watch killed it."""
+    """Confirmed exit. `status`: as os.waitstatus_to_exitcode (negative: signal). `oom`: the kernel or the memory watch
+    killed it."""
 
     worker: int
     status: int
     oom: bool
     orphans: list[TaskSpec]
-    """Specs kept in the store of calls that had gone straight to it (leased tasks or actor calls), in the order of their sequence."""
+    """Specs kept in the store of calls that had gone straight to it (leased tasks or actor calls), in the order of
+    their sequence."""
     orphans_without_spec: list[bytes]
     """Ids of entries that targeted it, kept no spec and are not results of a call in `orphans`: they can only fail."""
     claimed: list[bytes] | None = None
-    """Ids of the tasks and calls (orphans included) it had claimed and not sealed: what it was running when it died. Only these cost a retry. None when
-    the store could not tell: then the first task handed to it that is not known to have ended is taken for it."""
+    """Ids of the tasks and calls (orphans included) it had claimed and not sealed: what it was running when it died.
+    Only these cost a retry. None when the store could not tell: then the first task handed to it that is not known to
+    have ended is taken for it."""
 
 
 class WorkerStartFailed(Event):
@@ -123,7 +129,8 @@ class ProcessGone(Event):
 
 
 class ActorRequested(Event):
-    """Create an actor. `missing`: dependencies of the constructor that are not sealed yet. `reply`: see wire.CreateActor."""
+    """Create an actor. `missing`: dependencies of the constructor that are not sealed yet. `reply`: see
+    wire.CreateActor."""
 
     process: int
     spec: ActorSpec
@@ -176,7 +183,8 @@ class TaskCancel(Event):
     force: bool
     recursive: bool
     worker: int = 0
-    """The worker or actor that the store names as target or claimant of the task's results, 0 for none: how a call that went straight to it is found."""
+    """The worker or actor that the store names as target or claimant of the task's results, 0 for none: how a call that
+    went straight to it is found."""
 
 
 class ActorLookup(Event):
@@ -189,4 +197,5 @@ class Tick(Event):
     """Time passed (about every 100 ms while anything is going on, and when `Scheduler.wake_at` is reached)."""
 
     leased_busy: frozenset[int] = frozenset()
-    """Workers and actors that have unfinished direct calls (entries that target them), also when the lease was taken back meanwhile."""
+    """Workers and actors that have unfinished direct calls (entries that target them), also when the lease was taken
+    back meanwhile."""

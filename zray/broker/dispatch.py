@@ -1,0 +1,347 @@
+"""What runs next: matching tasks, actors and callers with workers and resources.
+
+Covers the passes that follow an event after which something may run: actors are placed, tasks handed out, workers
+started, leases taken back or granted, unclaimed tasks offered to idle workers. Does not cover what events mean
+(`scheduler`) nor the policy itself (`placement`).
+
+Each pass costs time in proportion to what it does plus the number of different demands that wait, not to the number of
+tasks.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from zray.broker import actions
+from zray.broker.actor_table import STARTING as ACTOR_STARTING
+from zray.broker.ledger import Demand, Ledger
+from zray.broker.worker_pool import ACTOR, BUSY, IDLE, Kind, Worker
+
+if TYPE_CHECKING:
+    from zray.broker.actor_table import ActorRecord
+    from zray.broker.jobs import Job
+    from zray.broker.node import Node
+    from zray.broker.task_table import TaskQueue
+
+_LOOK_AHEAD = 64
+"""Tasks of one demand for which room is looked for in one pass: more workers than that are not started or freed at
+once."""
+
+
+class Dispatcher:
+    """Decides what runs next on one node."""
+
+    __slots__ = ("node",)
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+
+    def run(self, now: float) -> None:
+        """Do all that can be done now."""
+        node = self.node
+        if node.actors.queued:
+            self._place_actors(now)
+        if node.tasks.queued:
+            self._hand_out(now)
+        if node.tasks.queued:
+            self._start_workers(now)
+        if (node.tasks.queued or node.actors.queued) and node.leases.leased:
+            self._take_back_leases(now)
+        if node.leases.pending and not node.tasks.queued and not node.actors.queued:
+            self._grant_leases(now)
+        if node.pool.idle_count and node.pool.busy and not node.tasks.queued:
+            self._share_out(now)
+
+    # -- actors --------------------------------------------------------------------------------------------------------
+
+    def _place_actors(self, now: float) -> None:
+        node = self.node
+        refused: set[bytes] = set()
+        for actor in list(node.actors.queued.values()):
+            demand = actor.shape.demand
+            if demand.key in refused:
+                continue
+            if node.policy.place(demand, node.nodes, node.rng) != 0:
+                refused.add(demand.key)
+            elif not self._place_actor(actor, now):
+                return
+
+    def _place_actor(self, actor: ActorRecord, now: float) -> bool:
+        """Give an actor a process of its own: an idle one without a past, or a new one. False when none can be started
+        now."""
+        node = self.node
+        demand = actor.shape.demand
+        worker = node.pool.fresh_for(actor.job, demand, node.ledger)
+        if worker is not None:
+            node.pool.move(worker, ACTOR)
+            worker.actor = actor
+        else:
+            gpus = node.ledger.choose_gpus(demand)
+            assert gpus is not None
+            kind = (demand.threads, gpus)
+            if not node.make_room(actor.job, kind, now):
+                return False
+            worker = node.start_worker(actor.job, kind, actor)
+        node.occupy(worker, demand)
+        worker.fresh = False
+        actor.worker = worker
+        node.actors.move(actor, ACTOR_STARTING)
+        if worker.state == ACTOR:
+            node.actors.begin(actor, worker, node.out)
+        return True
+
+    # -- tasks ---------------------------------------------------------------------------------------------------------
+
+    def _hand_out(self, now: float) -> None:
+        """Hand tasks to idle workers, job by job in fairness, until nothing more fits."""
+        node = self.node
+        waiting = node.jobs.waiting
+        if len(waiting) == 1:
+            job = next(iter(waiting.values()))
+            while job.queued and self._hand_one(job, now):
+                pass
+            return
+        candidates = dict(waiting)
+        while candidates:
+            best = node.jobs.next(candidates.values())
+            assert best is not None
+            if not best.queued or not self._hand_one(best, now):
+                del candidates[best.number]
+
+    def _hand_one(self, job: Job, now: float) -> bool:
+        """Hand one batch of this job's tasks to one idle worker; its kinds of demand take turns. False when nothing
+        fits or no worker is idle."""
+        node = self.node
+        rotation = job.rotation
+        if not node.pool.idle_count:
+            return False
+        for _ in range(len(rotation)):
+            group = rotation[0]
+            queue = group.first()
+            if queue is None:
+                rotation.popleft()
+                group.listed = False
+                continue
+            rotation.rotate(-1)
+            if node.policy.place(group.demand, node.nodes, node.rng) != 0:
+                continue
+            worker = node.pool.idle_for(job, group.demand, node.ledger)
+            if worker is None:
+                continue
+            if len(group.queues) > 1:
+                group.queues.rotate(-1)
+            takers = node.pool.idle_of_kind(job, worker.kind)
+            if takers > 1:
+                takers = node.ledger.times(group.demand, takers)
+            takers += node.pool.starting_for.get((job.number, worker.kind), 0)
+            self._hand(worker, queue, node.policy.batch(queue.count, queue.shape.depth(node.config), takers), now)
+            return True
+        return False
+
+    def _hand(self, worker: Worker, queue: TaskQueue, count: int, now: float) -> None:
+        node = self.node
+        specs = node.tasks.take(queue, count, worker)
+        if not specs:
+            return
+        if worker.state == IDLE:
+            node.pool.move(worker, BUSY)
+            node.occupy(worker, queue.shape.demand)
+            worker.queue = queue
+            worker.fresh = False
+            queue.takers += 1
+            queue.job.running += 1
+            worker.since = now
+        worker.handed.extend(specs)
+        node.out.append(actions.RunOn(worker.number, specs))
+        if node.story is not None:
+            for spec in specs:
+                node.story.tell(spec.id, f"{now:.6f} handed to worker {worker.number} (attempt {spec.attempt})")
+
+    def top_up(self, worker: Worker, now: float) -> None:
+        """Keep a busy worker supplied, so that it need not wait for the broker between tasks; not while others have a
+        claim to its CPU."""
+        node = self.node
+        queue = worker.queue
+        if queue is None or not queue.count or worker.blocked or worker.ghosts or queue.parked:
+            return
+        if node.tasks.queued != queue.count or node.actors.queued:
+            return
+        depth = queue.shape.depth(node.config)
+        have = len(worker.handed)
+        if 2 * have > depth:
+            return
+        takers = queue.takers + node.pool.idle_of_kind(queue.job, worker.kind)
+        self._hand(worker, queue, node.policy.batch(queue.count, depth - have, takers), now)
+
+    # -- processes -----------------------------------------------------------------------------------------------------
+
+    def _start_workers(self, now: float) -> None:
+        """Start workers for tasks that would fit, but for which no worker is idle or being started."""
+        node = self.node
+        room = node.ledger.copy()
+        spare = dict(node.pool.starting_for)
+        for job in sorted(node.jobs.waiting.values(), key=_turn):
+            for group in list(job.rotation):
+                wanted = min(group.count(), _LOOK_AHEAD)
+                while wanted and room.fits(group.demand):
+                    kind = _kind(group.demand, room)
+                    if not self._start_or_count(job, kind, group.demand, spare, now):
+                        break
+                    room.take(group.demand, kind[1])
+                    wanted -= 1
+
+    def _start_or_count(
+        self, job: Job, kind: Kind, demand: Demand, spare: dict[tuple[int, Kind], int], now: float
+    ) -> bool:
+        """Count a worker that is being started, or start one. False when none may be started."""
+        node = self.node
+        key = (job.number, kind)
+        if spare.get(key, 0):
+            spare[key] -= 1
+            return True
+        if not demand.cpu and self._running_free(job) >= max(32, 4 * node.cpus):
+            return False  # tasks that ask for no CPU fit without limit: processes must be limited in another way
+        if not node.make_room(job, kind, now):
+            return False
+        node.start_worker(job, kind)
+        return True
+
+    def _running_free(self, job: Job) -> int:
+        return sum(
+            worker.job is job and worker.actor is None and not worker.blocked
+            for worker in self.node.pool.workers.values()
+        )
+
+    # -- leases --------------------------------------------------------------------------------------------------------
+
+    def _take_back_leases(self, now: float) -> None:
+        """Take back as many leases as what waits needs, the oldest first."""
+        node = self.node
+        room = node.ledger.copy()
+        for worker in node.leases.draining.values():
+            _free(room, worker)
+        leases = list(node.leases.leased.values())
+        for demand, count in self._wanted():
+            for _ in range(count):
+                while not room.fits(demand):
+                    lent = _overlapping(leases, demand)
+                    if lent is None:
+                        break
+                    leases.remove(lent)
+                    _free(room, lent)
+                    node.revoke(lent, now)
+                    node.leases.not_before = now + node.config.lease_cooldown
+                if not room.fits(demand):
+                    break
+                room.take(demand, room.choose_gpus(demand) or ())
+
+    def _wanted(self) -> list[tuple[Demand, int]]:
+        node = self.node
+        found = [(actor.shape.demand, 1) for actor in list(node.actors.queued.values())[:_LOOK_AHEAD]]
+        for job in node.jobs.waiting.values():
+            found.extend((group.demand, min(group.count(), _LOOK_AHEAD)) for group in job.rotation)
+        return found
+
+    def _grant_leases(self, now: float) -> None:
+        """Lend idle workers to callers that asked, in the order in which they asked; start workers where only those
+        lack."""
+        node = self.node
+        leases = node.leases
+        if now < leases.not_before:
+            node.wake(leases.not_before)
+            return
+        spare = dict(node.pool.starting_for)
+        room = node.ledger.copy()
+        for key, request in list(leases.pending.items()):
+            demand = request.shape.demand
+            if not room.fits(demand):
+                continue
+            worker = node.pool.idle_for(request.job, demand, node.ledger) if node.ledger.fits(demand) else None
+            if worker is not None:
+                del leases.pending[key]
+                node.grant(worker, request.shape, request.process, request.reply, now)
+                room.take(demand, worker.kind[1])
+            else:
+                kind = _kind(demand, room)
+                if self._start_or_count(request.job, kind, demand, spare, now):
+                    room.take(demand, kind[1])
+
+    # -- sharing -------------------------------------------------------------------------------------------------------
+
+    def _share_out(self, now: float) -> None:
+        """Give idle workers copies of what others were handed and may not come to soon. Whoever claims first runs
+        it."""
+        node = self.node
+        config = node.config
+        late: list[Worker] = []
+        for worker in node.pool.busy.values():
+            if len(worker.handed) - worker.ghosts > 1:
+                if worker.blocked or now - worker.since >= config.steal_after:
+                    late.append(worker)
+                else:
+                    node.wake(worker.since + config.steal_after)
+        while late:
+            victim = node.policy.victim(late)
+            if victim is None:
+                return
+            late.remove(victim)
+            self._share_tasks_of(victim, now)
+
+    def _share_tasks_of(self, victim: Worker, now: float) -> None:
+        node = self.node
+        queue = victim.queue
+        assert queue is not None
+        demand = queue.shape.demand
+        if not node.ledger.fits(demand):
+            return
+        thief = node.pool.idle_for(queue.job, demand, node.ledger)
+        if thief is None:
+            return
+        home = node.tasks.home
+        alone = [spec for spec in victim.handed if home.get(spec.id) is victim]
+        if node.tasks.counts(victim, victim.handed[0].id) and alone and alone[0] is victim.handed[0]:
+            del alone[0]
+        if not alone:
+            return
+        specs = alone[len(alone) // 2 :]
+        for spec in specs:
+            node.tasks.share(spec, thief)
+        node.pool.move(thief, BUSY)
+        node.occupy(thief, demand)
+        thief.queue = queue
+        thief.fresh = False
+        thief.since = now
+        thief.handed.extend(specs)
+        queue.takers += 1
+        queue.job.running += 1
+        node.out.append(actions.RunOn(thief.number, specs))
+        if node.story is not None:
+            for spec in specs:
+                node.story.tell(spec.id, f"{now:.6f} copy to worker {thief.number}, also at {victim.number}")
+
+
+def _turn(job: Job) -> tuple[int, float]:
+    return job.running, job.served
+
+
+def _kind(demand: Demand, room: Ledger) -> Kind:
+    gpus = room.choose_gpus(demand)
+    assert gpus is not None
+    return demand.threads, gpus
+
+
+def _free(room: Ledger, worker: Worker) -> None:
+    """What the room would be without this worker."""
+    if worker.held is not None:
+        if worker.lent:
+            room.take_back(worker.held)
+        room.give_back(worker.held, worker.kind[1])
+
+
+def _overlapping(leases: list[Worker], demand: Demand) -> Worker | None:
+    """The first lease whose worker holds something of what is wanted."""
+    names = {name for name, _ in demand.items}
+    for worker in leases:
+        if worker.held is not None and any(name in names for name, _ in worker.held.items):
+            return worker
+    return None
