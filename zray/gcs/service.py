@@ -1,0 +1,517 @@
+"""The running control store: shards in the head's broker, requests in, notices out.
+
+Covers dispatch of requests, the order of a write (plan, store, apply, publish, acknowledge), publishing, beats,
+flushing of task rows, and the direct calls that the broker in the same process makes. Does not cover rules of rows and
+versions (`shard`, `task_rows`), numbering (`topics`) or sockets: a PUB socket is whatever `open_publisher` returns, and
+the reply travels however the caller sends it.
+
+Single-threaded: all calls come from the broker's loop. No method waits.
+"""
+
+from __future__ import annotations
+
+import heapq
+import os
+import traceback
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, Final, Protocol
+
+import msgspec
+
+from zray.clock import Clock, SystemClock
+from zray.gcs import messages as m
+from zray.gcs.faults import NO_FAULTS, Faults
+from zray.gcs.limits import GcsLimits
+from zray.gcs.shard import CONFLICT, FULL, MISSING, Refusal, Shard
+from zray.gcs.sharding import shard_of
+from zray.gcs.storage import MemoryStorage, Storage, TaskArchive
+from zray.gcs.tables import (
+    ANY,
+    ROW_TABLES,
+    Change,
+    EventRow,
+    GcsRow,
+    RowError,
+    RowT,
+    Table,
+    TaskRow,
+    check_entry,
+    decode_row,
+    encode_row,
+    event_key,
+    is_ended,
+    key_of,
+)
+from zray.gcs.task_rows import EndedBatch, TaskRows, TaskTable
+from zray.gcs.topics import NEVER, BeatTimer
+from zray.ids import ID_SIZE
+from zray.task import TaskSpec
+
+PAGE_BYTES: Final = 8 << 20
+"""Bytes of values after which a page is full."""
+HELD_ASKED: Final = 256
+"""Tasks with held specs per shard that a tick asks about."""
+
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class PublisherLike(Protocol):
+    """What is needed of a PUB socket (`zray.transport.Publisher`)."""
+
+    def send(self, topic: bytes, body: bytes) -> None:
+        """Publish one message of two frames; never blocks."""
+        ...
+
+    def close(self) -> None:
+        """Close the socket."""
+        ...
+
+
+def socket_name(shard: int) -> str:
+    """Return the name of a shard's PUB socket in the runtime directory."""
+    return f"g{shard}"
+
+
+class GcsService:
+    """All shards of a control store."""
+
+    def __init__(
+        self,
+        open_publisher: Callable[[str], PublisherLike] | None,
+        directory: str,
+        *,
+        shards: int = 4,
+        clock: Clock | None = None,
+        limits: GcsLimits | None = None,
+        storage: Storage | None = None,
+        archive: TaskArchive | None = None,
+        referenced: Callable[[list[bytes]], Collection[bytes]] | None = None,
+        epoch: int | None = None,
+        faults: Faults = NO_FAULTS,
+    ) -> None:
+        """Make the shards and load what is stored; sockets are bound when somebody first asks for notices.
+
+        Args:
+            open_publisher: binds a PUB socket at an endpoint (`Context.publisher`); None: nobody can subscribe, only
+                read. directory: runtime directory of the session, for the sockets `g0`, `g1` ... shards: 1 to 256.
+                clock: for beats and for times in rows. limits: bounds of the whole store. storage: where acknowledged
+                writes survive; default: nowhere. archive: where flushed task rows are kept for later; default: nowhere.
+                referenced: tells which of some task ids have results that somebody still refers to, so that their specs
+                outlive their rows. epoch: number of this life of the service, above 0; default: random. faults: planted
+                mistakes, for tests.
+
+        Raises:
+            ValueError: the number of shards is out of range.
+        """
+        whole = limits or GcsLimits()
+        part = whole.share(max(1, shards))
+        self.epoch = epoch or int.from_bytes(os.urandom(6), "little") + 1
+        self.directory = directory
+        self.malformed = 0
+        self.failures = 0
+        self.last_failure = ""
+        """Traceback of the newest request that failed for the service's own fault."""
+        self.published = 0
+        self._open_publisher = open_publisher
+        self._clock: Clock = clock or SystemClock()
+        self._storage: Storage = storage or MemoryStorage()
+        self._archive = archive
+        self._referenced = referenced
+        self._shards = [Shard(index, part, faults) for index in range(shards)]
+        self._tasks = TaskTable([TaskRows(part, faults) for _ in range(shards)])
+        self._publishers: list[PublisherLike] = []
+        self._opened: list[int] = []
+        self._beats = [BeatTimer(faults) for _ in range(shards)]
+        self._events = 0
+        self._load()
+        self._handlers: dict[type[m.Request], Callable[[Any], m.Reply]] = {
+            m.Get: self._get,
+            m.Put: self._put,
+            m.Delete: self._delete,
+            m.List: self._list,
+            m.DeletePrefix: self._delete_prefix,
+            m.Open: self._open,
+            m.Read: self._read,
+            m.SubmitTasks: self._submit_tasks,
+            m.FinishTasks: self._finish_tasks,
+            m.GetTask: self._get_task,
+            m.ListTasks: self._list_tasks,
+            m.Describe: lambda request: self.statistics(),
+        }
+
+    def _load(self) -> None:
+        for shard in self._shards:
+            revision, rows = self._storage.load(shard.index)
+            shard.load(revision, rows)
+            numbers = [int.from_bytes(key, "big") for table, key, _ in rows if table == Table.EVENTS]
+            self._events = max([self._events, *numbers])
+
+    # -- requests ------------------------------------------------------------------------------------------------------
+
+    def handle_request(self, body: bytes) -> bytes:
+        """Return the encoded reply to an encoded request (`messages`); never raises, whatever the bytes are."""
+        try:
+            request = m.decode_request(body)
+        except m.ProtocolError as error:
+            self.malformed += 1
+            return m.encode(m.Refused(m.REFUSED_MALFORMED, str(error)))
+        try:
+            return m.encode(self._handlers[type(request)](request))
+        except RowError as error:
+            return m.encode(m.Refused(m.REFUSED_ROW, str(error)))
+        except Exception as error:  # the request is answered and the broker goes on, whatever is wrong here
+            self.failures += 1
+            self.last_failure = traceback.format_exc()
+            return m.encode(m.Refused(m.REFUSED_INTERNAL, f"{type(error).__name__}: {error}"))
+
+    def _shard(self, table: int, key: bytes) -> Shard:
+        return self._shards[shard_of(table, key, len(self._shards))]
+
+    def _get(self, request: m.Get) -> m.Reply:
+        _refuse_tasks(request.table)
+        row = self._shard(request.table, request.key).get(request.table, request.key)
+        return m.Missing() if row is None else m.Found(row.value, row.version)
+
+    def _put(self, request: m.Put) -> m.Reply:
+        ended = check_entry(request.table, request.key, request.value)
+        return self.put_bytes(request.table, request.key, request.value, expected=request.expected, ended=ended)
+
+    def _delete(self, request: m.Delete) -> m.Reply:
+        _refuse_tasks(request.table)
+        return self.delete_bytes(request.table, request.key, expected=request.expected)
+
+    def _list(self, request: m.List) -> m.Reply:
+        _refuse_tasks(request.table)
+        most = max(1, min(request.limit, m.MAX_PAGE))
+        parts = [shard.page(request.table, request.prefix, request.after, most + 1) for shard in self._shards]
+        found: list[tuple[bytes, bytes, int]] = []
+        size = 0
+        for key, row in heapq.merge(*parts, key=_first):
+            if len(found) >= most or size >= PAGE_BYTES:
+                return m.Page(found, True)
+            value = b"" if request.keys_only else row.value
+            size += len(value)
+            found.append((key, value, row.version))
+        return m.Page(found, False)
+
+    def _delete_prefix(self, request: m.DeletePrefix) -> m.Reply:
+        _refuse_tasks(request.table)
+        count = 0
+        for shard in self._shards:
+            while found := shard.page(request.table, request.prefix, None, m.MAX_PAGE):
+                for key, _ in found:
+                    self.delete_bytes(request.table, key)
+                count += len(found)
+        return m.Deleted(count)
+
+    def _open(self, request: m.Open) -> m.Reply:
+        return m.Opened(self.epoch, self.open_topic(request.table))
+
+    def _read(self, request: m.Read) -> m.Reply:
+        if not 0 <= request.shard < len(self._shards):
+            raise RowError(f"there are {len(self._shards)} shards, not one with number {request.shard}")
+        known = request.epoch == self.epoch
+        if request.table == Table.TASKS:
+            self.settle_tasks()
+            rows = self._tasks.shards[request.shard]
+            batches = rows.ends_since(request.sequence) if known else None
+            if batches is None:
+                return m.Snapshot(self.epoch, rows.sequence, [])
+            return m.Log(self.epoch, [_task_change(batch) for batch in batches])
+        shard = self._shards[request.shard]
+        changes = shard.changes_since(request.table, request.sequence) if known else None
+        if changes is None:
+            return m.Snapshot(self.epoch, *shard.snapshot(request.table))
+        return m.Log(self.epoch, changes)
+
+    def _submit_tasks(self, request: m.SubmitTasks) -> m.Reply:
+        for spec in request.tasks:
+            self._tasks.rows_of(spec.id)
+        self.tasks_submitted(request.job, request.tasks)
+        return m.Done()
+
+    def _finish_tasks(self, request: m.FinishTasks) -> m.Reply:
+        count = len(request.statuses)
+        if len(request.ids) != count * ID_SIZE or len(request.micros) != count:
+            raise RowError("columns of unequal length")
+        names = [request.ids[i : i + ID_SIZE] for i in range(0, len(request.ids), ID_SIZE)]
+        self.tasks_finished(request.job, request.worker, names, request.statuses, request.micros)
+        return m.Done()
+
+    def _get_task(self, request: m.GetTask) -> m.Reply:
+        row = self.task(request.task)
+        return m.Missing() if row is None else m.FoundTask(row)
+
+    def _list_tasks(self, request: m.ListTasks) -> m.Reply:
+        limit = max(0, min(request.limit, m.MAX_PAGE))
+        return m.Tasks(self.tasks(request.job or None, limit=limit, live=request.live, ended=request.ended))
+
+    # -- rows, for the broker in the same process ----------------------------------------------------------------------
+
+    def put_row(self, row: GcsRow, *, expected: int = ANY) -> int:
+        """Write a row and return its version.
+
+        Raises:
+            VersionConflict: its version is not `expected`.
+            RowError: its id is not one.
+            OSError: storage refused it; nothing has changed.
+        """
+        key = key_of(row)
+        reply = self.put_bytes(ROW_TABLES[type(row)], key, encode_row(row), expected=expected, ended=is_ended(row))
+        return m.expect_written(reply)
+
+    def row(self, row_type: type[RowT], key: bytes) -> RowT | None:
+        """Return a row by its key (`tables.key_of`), or None."""
+        table = ROW_TABLES[row_type]
+        found = self._shard(table, key).get(table, key)
+        return None if found is None else decode_row(row_type, found.value)
+
+    def rows(self, row_type: type[RowT], prefix: bytes = b"") -> list[RowT]:
+        """Return all rows of a table whose keys begin with `prefix`, in key order."""
+        table = ROW_TABLES[row_type]
+        parts = [shard.page(table, prefix, None, shard.count(table)) for shard in self._shards]
+        return [decode_row(row_type, row.value) for _, row in heapq.merge(*parts, key=_first)]
+
+    def delete_row(self, row_type: type[GcsRow], key: bytes) -> bool:
+        """Delete a row; return whether there was one. OSError: storage refused; nothing has changed."""
+        return isinstance(self.delete_bytes(ROW_TABLES[row_type], key), m.Written)
+
+    def record_event(self, subject_table: str, subject: bytes, what: str, detail: str = "") -> None:
+        """Add an event; the oldest go when there are more than `limits.events`."""
+        self._events += 1
+        row = EventRow(self._events, self._clock.wall(), subject_table, subject, what, detail)
+        self.put_bytes(Table.EVENTS, event_key(row.number), encode_row(row), ended=True)
+
+    def put_bytes(self, table: int, key: bytes, value: bytes, *, expected: int = ANY, ended: bool = False) -> m.Reply:
+        """Write an encoded row: Written, Conflict or Refused. OSError: storage refused it; nothing has changed."""
+        shard = self._shard(table, key)
+        created = shard.get(table, key) is None
+        return self._commit(shard, shard.plan_put(table, key, value, expected=expected, ended=ended), created)
+
+    def delete_bytes(self, table: int, key: bytes, *, expected: int = ANY) -> m.Reply:
+        """Delete a row: Written, Missing or Conflict. OSError: storage refused it; nothing has changed."""
+        shard = self._shard(table, key)
+        return self._commit(shard, shard.plan_delete(table, key, expected=expected))
+
+    def _commit(self, shard: Shard, plan: Change | Refusal, created: bool = False) -> m.Reply:
+        if isinstance(plan, Refusal):
+            return _refusal(plan)
+        self._make(shard, plan)
+        try:
+            while (old := shard.plan_retention(plan.table)) is not None:
+                self._make(shard, old)
+        except OSError:  # the write itself is stored: it is acknowledged, and the next one tries again to make room
+            self.failures += 1
+            self.last_failure = traceback.format_exc()
+        return m.Written(plan.version, created)
+
+    def _make(self, shard: Shard, change: Change) -> None:
+        self._storage.write(shard.index, (change,))
+        shard.apply(change)
+        if change.table in self._opened:
+            self._publish(shard.index, change)
+
+    # -- tasks ---------------------------------------------------------------------------------------------------------
+
+    def tasks_submitted(self, job: int, tasks: Sequence[TaskSpec]) -> None:
+        """Note tasks of a job that will run (again).
+
+        The specs are shared, not copied: a later rise of `attempt` shows in the row.
+        """
+        self._tasks.submitted(job, tasks)
+
+    def tasks_finished(
+        self, job: int, worker: int, ids: Sequence[bytes], statuses: bytes, micros: Sequence[int]
+    ) -> None:
+        """Note ends of tasks of one job on one worker (0: on none).
+
+        Args:
+            job: number of the job.
+            worker: number of the worker, below 2**32.
+            ids: ids of the tasks; those that were never submitted here (sent straight to a worker) get a row without a
+                spec. statuses: a byte for each: `wire.DONE_*`, FAILED or ABANDONED. DONE_RETRY and DONE_SKIPPED end
+                nothing and are left out. micros: run time of each in microseconds.
+
+        Raises:
+            ValueError: the columns differ in length.
+        """
+        if self._tasks.finished(job, worker, ids, statuses, micros, self._clock.wall()):
+            self.settle_tasks()
+
+    def job_ended(self, job: int) -> None:
+        """Note that a job is over: its live tasks end as ABANDONED. The job's own row is written with `put_row`."""
+        self.settle_tasks()
+        self._tasks.job_ended(job, self._clock.wall())
+        self.settle_tasks()
+        self._tasks.drop_job(job)
+
+    def task(self, task: bytes) -> TaskRow | None:
+        """Return a task, None when it is not known (any more); RowError when the id has not 16 bytes."""
+        self.settle_tasks()
+        return self._tasks.rows_of(task).read(task)
+
+    def tasks(
+        self, job: int | None = None, *, limit: int = 1000, live: bool = True, ended: bool = True
+    ) -> list[TaskRow]:
+        """Return up to `limit` tasks of a job (None: of all): live ones, then ended ones with the newest end first."""
+        self.settle_tasks()
+        found: list[TaskRow] = []
+        if live:
+            for rows in self._tasks.shards:
+                found += rows.live(job, limit - len(found))
+        if ended and len(found) < limit:
+            most = limit - len(found)
+            parts = [rows.newest(job, most) for rows in self._tasks.shards]
+            found += sorted([row for part in parts for row in part], key=_end, reverse=True)[:most]
+        return found
+
+    def settle_tasks(self) -> None:
+        """Give gathered ends their place, publish them, and flush what is too old.
+
+        Reads and ticks do this by themselves.
+        """
+        made = self._tasks.settle()
+        if made and Table.TASKS in self._opened:
+            for shard, batch in made:
+                self._publish(shard, _task_change(batch))
+        for rows in self._tasks.shards if made else ():
+            while (batch_due := rows.due()) is not None:
+                rows.flush(self._referenced(batch_due.names()) if self._referenced is not None else ())
+                if self._archive is not None:
+                    self._archive.append(batch_due.ends(with_specs=True))
+
+    def _ask_for_held(self) -> None:
+        if self._referenced is None:
+            return
+        for rows in self._tasks.shards:
+            asked = rows.oldest_held(HELD_ASKED)
+            if asked:
+                rows.settle_held(asked, self._referenced(asked))
+
+    # -- notices -------------------------------------------------------------------------------------------------------
+
+    def open_topic(self, table: Table) -> list[str]:
+        """Publish the changes of a table from now on.
+
+        Return the endpoint of each shard ([] when there is no way to publish).
+        """
+        if self._open_publisher is None:
+            return []
+        endpoints = [f"ipc://{os.path.join(self.directory, socket_name(shard.index))}" for shard in self._shards]
+        for endpoint in endpoints[len(self._publishers) :]:
+            self._publishers.append(self._open_publisher(endpoint))
+        if table not in self._opened:
+            self._opened.append(int(table))
+        now = self._clock.now()
+        for timer in self._beats:
+            timer.changed(now)
+        return endpoints
+
+    def _publish(self, shard: int, change: Change) -> None:
+        self._publishers[shard].send(m.topic_name(change.table), m.encode(m.Notice(self.epoch, change)))
+        self.published += 1
+        self._beats[shard].changed(self._clock.now())
+
+    def _newest(self, shard: int, timer: BeatTimer, now: float) -> dict[int, int]:
+        numbers = self._shards[shard].numbers
+        newest = timer.beat(numbers, self._opened, now)
+        if Table.TASKS in newest:
+            newest[Table.TASKS] = self._tasks.shards[shard].sequence
+        return newest
+
+    def tick(self, now: float) -> float:
+        """Do what time asks for: settle and flush tasks, send beats. `now`: monotonic seconds of the service's clock.
+
+        Returns when the next beat is due (infinity: none). A tick that comes late or early does no harm; ten a second
+        are enough.
+        """
+        self.settle_tasks()
+        self._ask_for_held()
+        due = NEVER
+        for index, publisher in enumerate(self._publishers):
+            timer = self._beats[index]
+            if timer.due_at() <= now:
+                publisher.send(m.BEAT, m.encode(m.Beat(self.epoch, self._newest(index, timer, now))))
+            due = min(due, timer.due_at())
+        return due
+
+    # -- the rest ------------------------------------------------------------------------------------------------------
+
+    def statistics(self) -> m.Statistics:
+        """Return how full the store is and what it has done since it began."""
+        self.settle_tasks()
+        tables = [table for table in Table if table != Table.TASKS]
+        rows = {table.name: sum(shard.count(table) for shard in self._shards) for table in tables}
+        sizes = {table.name: sum(shard.bytes_of(table) for shard in self._shards) for table in tables}
+        counts = [part.counts() for part in self._tasks.shards]
+        live, ended, held = (sum(column) for column in zip(*counts))
+        rows[Table.TASKS.name] = live + ended
+        sizes[Table.TASKS.name] = sum(part.bytes + part.held_bytes for part in self._tasks.shards)
+        totals: dict[int, int] = {}
+        for part in self._tasks.shards:
+            for status, count in part.totals.items():
+                totals[status] = totals.get(status, 0) + count
+        return m.Statistics(
+            shards=len(self._shards),
+            rows=rows,
+            bytes=sizes,
+            tasks_live=live,
+            tasks_ended=ended,
+            tasks_held=held,
+            tasks_flushed=sum(part.flushed for part in self._tasks.shards),
+            lineage_lost=sum(part.lineage_lost for part in self._tasks.shards),
+            task_totals=totals,
+            changes=sum(sum(shard.numbers.newest.values()) for shard in self._shards),
+            published=self.published,
+            malformed=self.malformed,
+            failures=self.failures,
+        )
+
+    def validate(self) -> None:
+        """Raise AssertionError when a shard breaks its equations or keeps a key that is another's."""
+        self.settle_tasks()
+        count = len(self._shards)
+        for shard, rows in zip(self._shards, self._tasks.shards):
+            shard.validate()
+            rows.validate()
+            for table in Table:
+                if table != Table.TASKS:
+                    keys = [key for key, _ in shard.page(table, b"", None, shard.count(table))]
+                    assert all(shard_of(table, key, count) == shard.index for key in keys), "a key of another shard"
+            assert all(shard_of(Table.TASKS, task, count) == shard.index for task in rows.ids()), "a task of another"
+
+    def close(self) -> None:
+        """Close sockets, archive and storage. The service is not to be used afterwards."""
+        for publisher in self._publishers:
+            publisher.close()
+        self._publishers.clear()
+        self._opened.clear()
+        if self._archive is not None:
+            self._archive.close()
+        self._storage.close()
+
+
+def _first(item: tuple[bytes, object]) -> bytes:
+    return item[0]
+
+
+def _end(row: TaskRow) -> float:
+    return row.ended
+
+
+def _task_change(batch: EndedBatch) -> Change:
+    return Change(Table.TASKS, b"", _encode(batch.ends(with_specs=False)), 0, batch.sequence)
+
+
+def _refusal(refusal: Refusal) -> m.Reply:
+    if refusal.reason == CONFLICT:
+        return m.Conflict(refusal.version)
+    if refusal.reason == MISSING:
+        return m.Missing()
+    assert refusal.reason == FULL
+    return m.Refused(m.REFUSED_FULL, refusal.text)
+
+
+def _refuse_tasks(table: Table) -> None:
+    if table == Table.TASKS:
+        raise RowError("task rows are read with GetTask and ListTasks, and written with SubmitTasks and FinishTasks")

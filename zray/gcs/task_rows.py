@@ -1,0 +1,502 @@
+"""Task rows: written in bulk at the rate tasks run, readable by id, flushed when old.
+
+Covers one shard's task rows (`TaskRows`) and all shards' rows seen as one (`TaskTable`): submission, ends, reads,
+bounds, lineage that outlives its row. Does not cover the other tables (`shard`), publishing or files (`service`,
+`storage`).
+
+The budget is a microsecond a task for submission and end together, so a row has no record of its own:
+
+- a *live* task is a dictionary entry that points at the spec its broker holds anyway;
+- ends are gathered (`TaskTable`) and become an `EndedBatch` of columns and one block of encoded specs; the row is a
+  dictionary entry that points at its batch. Batches stand in a ring in the order of their ends, numbered as the topic's
+  notices are: the ring is the topic's log.
+- when the rows or bytes of the ring exceed their bound the oldest batch is flushed as a whole. Specs that somebody
+  still needs (`keep`) move to the *held* ones, which have a bound in bytes.
+
+A task that ends twice (a re-execution, a superseded worker that reports late) is the row of its newest end; a task that
+is submitted again is live again. Equations, checked by `validate()`:
+
+    every id of a batch in the ring maps to that batch or to a newer one in the ring
+    bytes == sum(batch.size for the ring)         held_bytes == sum of held specs
+    rows in the ring + flushed == sum(totals)     len(ended) <= max_rows, bytes <= max_bytes once the ring is settled
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import deque
+from collections.abc import Collection, Iterator, Sequence
+from typing import Final
+
+import msgspec
+
+from zray.gcs.faults import NO_FAULTS, Fault, Faults
+from zray.gcs.limits import GcsLimits
+from zray.gcs.sharding import slot_table
+from zray.gcs.tables import ABANDONED, LIVE, RowError, TaskRow
+from zray.ids import ID_SIZE
+from zray.task import TaskSpec
+from zray.wire import DONE_RETRY, DONE_SKIPPED
+
+GATHERED: Final = 1024
+"""Ends gathered before they are cut into batches. Reads and ticks do not wait for that many."""
+_ROW_BYTES: Final = 37
+"""Bytes of a row's columns: id 16, status 1, run time 8, worker 4, time 8."""
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode_specs = msgspec.msgpack.Decoder(list[TaskSpec | None]).decode
+_decode_raw = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
+_spec_decoder: Final[msgspec.msgpack.Decoder[TaskSpec | None]] = msgspec.msgpack.Decoder(TaskSpec | None)
+_decode_spec = _spec_decoder.decode
+
+
+class TaskEnds(msgspec.Struct, frozen=True, array_like=True):
+    """An ended batch outside of a shard.
+
+    Value of a notice on the task topic, record of the flush file. Columns of equal length.
+    """
+
+    job: int
+    ids: bytes
+    """16 bytes each."""
+    statuses: bytes
+    micros: list[int]
+    workers: list[int]
+    times: list[float]
+    specs: bytes
+    """msgpack list of TaskSpec or nil; b"" in notices."""
+
+    def rows(self) -> list[TaskRow]:
+        """Return the batch as rows, oldest end first."""
+        count = len(self.statuses)
+        specs = _decode_specs(self.specs) if self.specs else [None] * count
+        names = [self.ids[i : i + ID_SIZE] for i in range(0, count * ID_SIZE, ID_SIZE)]
+        columns = zip(names, self.statuses, self.workers, self.micros, self.times, specs)
+        return [
+            TaskRow(name, self.job, status, worker, micros, ended, spec)
+            for name, status, worker, micros, ended, spec in columns
+        ]
+
+
+def _column(code: str, values: Sequence[int]) -> array[int]:
+    """Return the values as a column.
+
+    What does not fit (only a broken sender says so) is brought to the nearest that does.
+    """
+    try:
+        return array(code, values)
+    except OverflowError:
+        most = (1 << 8 * array(code).itemsize) - 1
+        return array(code, [min(max(value, 0), most) for value in values])
+
+
+class EndedBatch:
+    """Ends of tasks of one job in one shard that became known together."""
+
+    __slots__ = ("ids", "job", "micros", "sequence", "specs", "statuses", "times", "workers")
+
+    def __init__(
+        self,
+        sequence: int,
+        job: int,
+        ids: bytes,
+        statuses: bytes,
+        micros: Sequence[int],
+        workers: Sequence[int],
+        times: Sequence[float],
+        specs: bytes,
+    ) -> None:
+        self.sequence = sequence
+        self.job = job
+        self.ids = ids
+        self.statuses = statuses
+        self.micros = _column("Q", micros)
+        self.workers = _column("I", workers)
+        self.times = array("d", times)
+        self.specs = specs
+
+    def __len__(self) -> int:
+        return len(self.statuses)
+
+    @property
+    def size(self) -> int:
+        """Bytes of columns and specs."""
+        return len(self.statuses) * _ROW_BYTES + len(self.specs)
+
+    def names(self) -> list[bytes]:
+        """Return the ids, one by one."""
+        ids = self.ids
+        return [ids[i : i + ID_SIZE] for i in range(0, len(ids), ID_SIZE)]
+
+    def place(self, task: bytes) -> int:
+        """Return the place of a task's last end in this batch, -1 for none."""
+        place = self.ids.rfind(task)
+        while place > 0 and place % ID_SIZE:  # found across the border of two ids
+            place = self.ids.rfind(task, 0, place + ID_SIZE - 1)
+        return place // ID_SIZE if place >= 0 else -1
+
+    def spec(self, place: int) -> TaskSpec | None:
+        """Return the spec at a place."""
+        return _decode_spec(_decode_raw(self.specs)[place])
+
+    def row(self, place: int) -> TaskRow:
+        """Return the row at a place."""
+        task = self.ids[place * ID_SIZE : (place + 1) * ID_SIZE]
+        spec = self.spec(place)
+        return TaskRow(
+            task, self.job, self.statuses[place], self.workers[place], self.micros[place], self.times[place], spec
+        )
+
+    def ends(self, *, with_specs: bool) -> TaskEnds:
+        """Return the batch as a record that can travel."""
+        specs = self.specs if with_specs else b""
+        micros, workers, times = self.micros.tolist(), self.workers.tolist(), self.times.tolist()
+        return TaskEnds(self.job, self.ids, self.statuses, micros, workers, times, specs)
+
+
+class TaskRows:
+    """The task rows of one shard. Ends are to be followed by `due` and `flush` until nothing is due."""
+
+    __slots__ = (
+        "_ended",
+        "_faults",
+        "_held",
+        "_live",
+        "_ring",
+        "bytes",
+        "flushed",
+        "held_bytes",
+        "lineage_bytes",
+        "lineage_lost",
+        "max_bytes",
+        "max_rows",
+        "sequence",
+        "totals",
+    )
+
+    def __init__(self, limits: GcsLimits, faults: Faults = NO_FAULTS) -> None:
+        """`limits`: of this shard (`GcsLimits.share`)."""
+        self.max_rows = limits.ended_tasks
+        self.max_bytes = limits.ended_task_bytes
+        self.lineage_bytes = limits.lineage_bytes
+        self.sequence = 0
+        self.bytes = 0
+        self.held_bytes = 0
+        self.flushed = 0
+        self.lineage_lost = 0
+        """Held specs dropped because there were more than `lineage_bytes`."""
+        self.totals: dict[int, int] = {}
+        """Ends ever seen, by status."""
+        self._live: dict[int, dict[bytes, TaskSpec]] = {}
+        self._ended: dict[bytes, EndedBatch] = {}
+        self._ring: deque[EndedBatch] = deque()
+        self._held: dict[bytes, tuple[TaskRow, bytes]] = {}
+        self._faults = faults
+
+    # -- writing -------------------------------------------------------------------------------------------------------
+
+    def live_of(self, job: int) -> dict[bytes, TaskSpec]:
+        """Return the live tasks of a job, for the caller to add to."""
+        return self._live.setdefault(job, {})
+
+    def end(
+        self,
+        job: int,
+        ids: Sequence[bytes],
+        statuses: bytes,
+        micros: Sequence[int],
+        workers: Sequence[int],
+        times: Sequence[float],
+    ) -> EndedBatch:
+        """Move tasks from live to ended (tasks that never were live have no spec) and return the batch."""
+        pop = self._live.get(job, {}).pop
+        specs: list[TaskSpec | None] = [pop(task, None) for task in ids]
+        ended = self._ended
+        if None in specs and not ended.keys().isdisjoint(ids):
+            self._find_earlier(ids, specs)
+        self.sequence += 1
+        batch = EndedBatch(self.sequence, job, b"".join(ids), statuses, micros, workers, times, _encode(specs))
+        if Fault.ENDED_TASK_LOST in self._faults:
+            ids = ids[:-1]
+        ended.update(dict.fromkeys(ids, batch))
+        self._ring.append(batch)
+        self.bytes += batch.size
+        totals = self.totals
+        for status in set(statuses):
+            totals[status] = totals.get(status, 0) + statuses.count(status)
+        return batch
+
+    def _find_earlier(self, ids: Sequence[bytes], specs: list[TaskSpec | None]) -> None:
+        """A task that ends again without having been submitted again keeps the spec of its earlier end."""
+        for index, task in enumerate(ids):
+            batch = self._ended.get(task)
+            if specs[index] is None and batch is not None:
+                specs[index] = batch.spec(batch.place(task))
+
+    def drop_job(self, job: int) -> None:
+        """Forget the place for live tasks of a job."""
+        self._live.pop(job, None)
+
+    # -- bounds --------------------------------------------------------------------------------------------------------
+
+    def due(self) -> EndedBatch | None:
+        """Return the oldest batch when the ring exceeds a bound, else None."""
+        if len(self._ended) <= self.max_rows and self.bytes <= self.max_bytes:
+            return None
+        if Fault.TASK_RING_UNBOUNDED in self._faults:
+            return None
+        return self._ring[0]
+
+    def flush(self, keep: Collection[bytes] = ()) -> EndedBatch:
+        """Remove the oldest batch from the ring and return it; specs of the tasks in `keep` are held on to."""
+        batch = self._ring.popleft()
+        ended = self._ended
+        names = batch.names()
+        if keep and Fault.LINEAGE_FLUSHED not in self._faults:
+            self._hold(batch, names, keep)
+        if Fault.TASK_END_DROPPED_WITH_OLD in self._faults:
+            for task in names:
+                ended.pop(task, None)
+        else:
+            for task in names:
+                if ended.get(task) is batch:
+                    del ended[task]
+        self.flushed += len(names)
+        if Fault.TASK_BYTES_NOT_RETURNED not in self._faults:
+            self.bytes -= batch.size
+        return batch
+
+    def _hold(self, batch: EndedBatch, names: list[bytes], keep: Collection[bytes]) -> None:
+        raw = _decode_raw(batch.specs)
+        for place, task in enumerate(names):
+            if task not in keep or self._ended.get(task) is not batch:
+                continue
+            spec = bytes(raw[place])
+            if len(spec) > 1:  # one byte is nil: there is nothing to hold
+                self._release(task)
+                row = msgspec.structs.replace(batch.row(place), spec=None)
+                self._held[task] = (row, spec)
+                self.held_bytes += len(spec)
+        while self.held_bytes > self.lineage_bytes:
+            self._release(next(iter(self._held)))
+            self.lineage_lost += 1
+
+    def _release(self, task: bytes) -> None:
+        held = self._held.pop(task, None)
+        if held is not None:
+            self.held_bytes -= len(held[1])
+
+    def oldest_held(self, most: int) -> list[bytes]:
+        """Return up to `most` tasks whose specs are held, oldest first."""
+        return [task for task, _ in zip(self._held, range(most))]
+
+    def settle_held(self, asked: Collection[bytes], keep: Collection[bytes]) -> None:
+        """Release those of `asked` that are not in `keep`; the others go to the end of the queue."""
+        for task in asked:
+            held = self._held.get(task)
+            if held is None:
+                continue
+            if task in keep:
+                del self._held[task]
+                self._held[task] = held
+            else:
+                self._release(task)
+
+    # -- reading -------------------------------------------------------------------------------------------------------
+
+    def read(self, task: bytes) -> TaskRow | None:
+        """Return a task's row.
+
+        Live, else its newest end, else the held spec; None for a task that is not known (any more).
+        """
+        for job, live in self._live.items():
+            spec = live.get(task)
+            if spec is not None:
+                return TaskRow(task, job, LIVE, spec=spec)
+        batch = self._ended.get(task)
+        if batch is not None:
+            return batch.row(batch.place(task))
+        held = self._held.get(task)
+        return None if held is None else msgspec.structs.replace(held[0], spec=_decode_spec(held[1]))
+
+    def live(self, job: int | None, most: int) -> list[TaskRow]:
+        """Return up to `most` live tasks (of a job, or of all), in the order of their submission."""
+        found: list[TaskRow] = []
+        for number, live in self._live.items():
+            if job is None or job == number:
+                tasks = zip(live.items(), range(most - len(found)))
+                found += [TaskRow(task, number, LIVE, spec=spec) for (task, spec), _ in tasks]
+        return found
+
+    def newest(self, job: int | None, most: int) -> list[TaskRow]:
+        """Return up to `most` ended tasks (of a job, or of all), newest end first."""
+        found: list[TaskRow] = []
+        for batch in reversed(self._ring):
+            if len(found) >= most:
+                break
+            if job is not None and job != batch.job:
+                continue
+            rows = batch.ends(with_specs=True).rows()
+            rows.reverse()
+            found += [row for row in rows if self._ended.get(row.id) is batch]
+        return found[:most]
+
+    def ends_since(self, sequence: int) -> list[EndedBatch] | None:
+        """Return the batches after number `sequence`; None when some of them are flushed already."""
+        if sequence > self.sequence:
+            return None
+        missing = self.sequence - sequence
+        if missing > len(self._ring):
+            return None
+        return [self._ring[i] for i in range(len(self._ring) - missing, len(self._ring))]
+
+    def counts(self) -> tuple[int, int, int]:
+        """Return (live, ended and readable, held) numbers of tasks."""
+        return sum(map(len, self._live.values())), len(self._ended), len(self._held)
+
+    def ids(self) -> Iterator[bytes]:
+        """Iterate over all ids this shard knows, some perhaps twice."""
+        for live in self._live.values():
+            yield from live
+        yield from self._ended
+        yield from self._held
+
+    def validate(self) -> None:
+        """Raise AssertionError naming the first equation (module docstring) that does not hold."""
+        ring = list(self._ring)
+        members = {id(batch) for batch in ring}
+        in_ring = 0
+        for place, batch in enumerate(ring):
+            count = len(batch)
+            in_ring += count
+            columns = (len(batch.ids) // ID_SIZE, len(batch.micros), len(batch.workers), len(batch.times))
+            assert columns == (count,) * 4, "columns of a batch differ in length"
+            assert len(_decode_raw(batch.specs)) == count, "a batch has not as many specs as rows"
+            assert batch.sequence == self.sequence - len(ring) + place + 1, "batches are not numbered one after another"
+            for task in batch.names():
+                newest = self._ended.get(task)
+                assert newest is not None, f"ended task {task.hex()} has no row"
+                assert newest.sequence >= batch.sequence, f"the row of {task.hex()} is not its newest end"
+        for task, batch in self._ended.items():
+            assert id(batch) in members, f"the row of {task.hex()} is in a flushed batch"
+            assert batch.place(task) >= 0, f"task {task.hex()} is not in its batch"
+        assert self.bytes == sum(batch.size for batch in ring), "bytes of the ring are miscounted"
+        assert self.held_bytes == sum(len(spec) for _, spec in self._held.values()), "held bytes are miscounted"
+        assert in_ring + self.flushed == sum(self.totals.values()), "ended tasks are miscounted"
+        assert len(self._ended) <= self.max_rows, "more ended rows than allowed"
+        assert self.bytes <= self.max_bytes, "more bytes of ended rows than allowed"
+        assert self.held_bytes <= self.lineage_bytes, "more held specs than allowed"
+
+
+class _Gathered:
+    """Columns of ends of one job that are not in a batch yet."""
+
+    __slots__ = ("ids", "micros", "statuses", "times", "workers")
+
+    def __init__(self) -> None:
+        self.ids: list[bytes] = []
+        self.statuses = bytearray()
+        self.micros: list[int] = []
+        self.workers: list[int] = []
+        self.times: list[float] = []
+
+
+class TaskTable:
+    """The task rows of all shards.
+
+    `settle` gives ends their place; it is due when `gathered` reaches GATHERED, and before any read.
+    """
+
+    __slots__ = ("_gathered", "_live_by_slot", "_slots", "gathered", "shards")
+
+    def __init__(self, shards: list[TaskRows]) -> None:
+        self.shards = shards
+        self.gathered = 0
+        self._slots = slot_table(len(shards))
+        self._gathered: dict[int, _Gathered] = {}
+        self._live_by_slot: dict[int, list[dict[bytes, TaskSpec]]] = {}
+
+    def rows_of(self, task: bytes) -> TaskRows:
+        """Return the shard that keeps a task; RowError when the id has not 16 bytes."""
+        if len(task) != ID_SIZE:
+            raise RowError(f"a task id has {ID_SIZE} bytes, got {len(task)}")
+        return self.shards[self._slots[task[0]]]
+
+    def submitted(self, job: int, tasks: Sequence[TaskSpec]) -> None:
+        """Note new tasks (or tasks to be run again) of a job. The specs are shared with the caller, not copied."""
+        by_slot = self._live_by_slot.get(job)
+        if by_slot is None:
+            by_slot = self._live_by_slot[job] = [self.shards[shard].live_of(job) for shard in self._slots]
+        for spec in tasks:
+            task = spec.id
+            by_slot[task[0]][task] = spec
+
+    def finished(
+        self, job: int, worker: int, ids: Sequence[bytes], statuses: bytes, micros: Sequence[int], now: float
+    ) -> bool:
+        """Note ends of tasks of one job on one worker; executions that did not end a task (retry, skipped) are left
+        out.
+
+        Returns whether it is time to `settle`. Raises ValueError when the columns differ in length.
+        """
+        count = len(ids)
+        if len(statuses) != count or len(micros) != count:
+            raise ValueError(f"columns of unequal length: {count}, {len(statuses)}, {len(micros)}")
+        if DONE_RETRY in statuses or DONE_SKIPPED in statuses:
+            kept = [i for i in range(count) if statuses[i] not in (DONE_RETRY, DONE_SKIPPED)]
+            ids = [ids[i] for i in kept]
+            statuses = bytes([statuses[i] for i in kept])
+            micros = [micros[i] for i in kept]
+            count = len(kept)
+        if not count:
+            return False
+        gathered = self._gathered.get(job)
+        if gathered is None:
+            gathered = self._gathered[job] = _Gathered()
+        gathered.ids += ids
+        gathered.statuses += statuses
+        gathered.micros += micros
+        gathered.workers += [worker] * count
+        gathered.times += [now] * count
+        self.gathered += count
+        return self.gathered >= GATHERED
+
+    def settle(self) -> list[tuple[int, EndedBatch]]:
+        """Give all gathered ends their place; return (shard, batch) for each batch made, for the caller to publish."""
+        if not self.gathered:
+            return []
+        made: list[tuple[int, EndedBatch]] = []
+        for job, ends in self._gathered.items():
+            if len(self.shards) == 1:
+                columns = (ends.ids, bytes(ends.statuses), ends.micros, ends.workers, ends.times)
+                made.append((0, self.shards[0].end(job, *columns)))
+                continue
+            parts: list[list[tuple[bytes, int, int, int, float]]] = [[] for _ in self.shards]
+            slots = self._slots
+            for row in zip(ends.ids, ends.statuses, ends.micros, ends.workers, ends.times):
+                parts[slots[row[0][0]]].append(row)
+            for shard, part in enumerate(parts):
+                if part:
+                    ids, statuses, micros, workers, times = zip(*part)
+                    made.append((shard, self.shards[shard].end(job, ids, bytes(statuses), micros, workers, times)))
+        self._gathered.clear()
+        self.gathered = 0
+        return made
+
+    def job_ended(self, job: int, now: float) -> None:
+        """Gather an end (ABANDONED) for every task of the job that is still live.
+
+        To be followed by `settle` and `drop_job`.
+        """
+        for rows in self.shards:
+            left = list(rows.live_of(job))
+            if job in self._gathered:
+                ending = set(self._gathered[job].ids)
+                left = [task for task in left if task not in ending]
+            self.finished(job, 0, left, bytes((ABANDONED,)) * len(left), [0] * len(left), now)
+
+    def drop_job(self, job: int) -> None:
+        """Forget the places for live tasks of a job whose ends are all settled."""
+        self._live_by_slot.pop(job, None)
+        for rows in self.shards:
+            rows.drop_job(job)
