@@ -304,16 +304,34 @@ class PendingCallsLimitExceeded(ZrayUsageError):
     """An actor has more calls waiting than its option max_pending_calls allows."""
 
 
-class _Unschedulable(ZrayUsageError):
-    """Something asks for resources that no node has, or could get."""
-
-
-class TaskUnschedulableError(_Unschedulable):
+class TaskUnschedulableError(ZrayUsageError):
     """No node can ever run this task: its demand exceeds every node's total."""
 
+    def __init__(
+        self, message: str = "No node can ever run this task.", *, task_id: str = "", function_name: str = ""
+    ) -> None:
+        super().__init__(message)
+        self.task_id = task_id
+        self.function_name = function_name
 
-class ActorUnschedulableError(_Unschedulable):
+
+class ActorUnschedulableError(ZrayUsageError):
     """No node can ever hold this actor."""
+
+    def __init__(
+        self,
+        message: str = "No node can ever hold this actor.",
+        *,
+        actor_id: str = "",
+        class_name: str = "",
+        name: str = "",
+        namespace: str = "",
+    ) -> None:
+        super().__init__(message)
+        self.actor_id = actor_id or None
+        self.class_name = class_name
+        self.name = name
+        self.namespace = namespace
 
 
 # -- theirs: user code raised, or a process or node of the cluster ended ---------------------------------------------
@@ -408,7 +426,9 @@ class WorkerCrashedError(_HasDeath):
 class OutOfMemoryError(_HasDeath, MemoryError):
     """A process was ended because its node ran out of memory; the text says how much it and others had."""
 
-    def __init__(self, message: str | None = None, *, death: Death | None = None, function_name: str = "") -> None:
+    def __init__(
+        self, message: str | None = None, *, death: Death | None = None, function_name: str = "", task_id: str = ""
+    ) -> None:
         """Without a message, one is made of the task's name and of what is known of the death."""
         if message is None:
             which = f" ({function_name})" if function_name else ""
@@ -418,18 +438,29 @@ class OutOfMemoryError(_HasDeath, MemoryError):
             message += "\n  Let fewer tasks run at a time (num_cpus, memory=...), or give each less to hold."
         super().__init__(message)
         self.death = death
+        self.task_id = task_id
 
 
 class NodeDiedError(_HasDeath):
     """The node that ran the task has died."""
 
-    def __init__(self, message: str | None = None, *, death: Death | None = None, node: str = "") -> None:
-        """Without a message, one is made of the node's name and of what is known of the death."""
+    def __init__(
+        self,
+        message: str | None = None,
+        *,
+        death: Death | None = None,
+        node: str = "",
+        function_name: str = "",
+        task_id: str = "",
+    ) -> None:
+        """Without a message, one is made of the names of node and task and of what is known of the death."""
         if message is None:
-            message = _compose(f"The node {node} has died while executing this task.".replace("  ", " "), death)
+            where, which = f" {node}" if node else "", f" ({function_name})" if function_name else ""
+            message = _compose(f"The node{where} has died while executing this task{which}.", death)
         super().__init__(message)
         self.death = death
         self.node = node
+        self.task_id = task_id
 
 
 class ActorError(_HasDeath):
@@ -511,6 +542,7 @@ class ActorDiedError(ActorError):
                 message = _actor_death_text(actor_id, class_name, name, namespace, death, never_started)
         super().__init__(message, actor_id=actor_id, death=death)
         self.actor_init_failed = creation_error is not None
+        self.creation_error = creation_error if isinstance(creation_error, BaseException) else None
 
 
 def _actor_death_text(
@@ -531,14 +563,23 @@ class ActorUnavailableError(ActorError):
     """The actor does not answer now but may come back; the call may or may not have been executed."""
 
     def __init__(
-        self, message: str | None = None, *, actor_id: str = "", detail: str = "", death: Death | None = None
+        self,
+        message: str | None = None,
+        *,
+        actor_id: str = "",
+        class_name: str = "",
+        name: str = "",
+        namespace: str = "",
+        detail: str = "it is restarting",
+        death: Death | None = None,
     ) -> None:
-        """Without a message, one is made of the actor's id and the detail."""
+        """Without a message, one is made of the rest; see `ActorDiedError`."""
         if message is None:
-            message = (
-                f"The actor {actor_id} is unavailable: {detail or 'it is restarting'}. "
-                "The call may or may not have been executed on it."
+            which = " ".join(
+                part for part in (class_name, name and f"{namespace}/{name}".lstrip("/"), actor_id) if part
             )
+            text = f"The actor{' ' + which if which else ''} is unavailable: {detail}. "
+            message = _compose(text + "The call may or may not have been executed on it.", death)
         super().__init__(message, actor_id=actor_id, death=death)
 
 

@@ -22,7 +22,7 @@ import traceback
 from types import GetSetDescriptorType, MemberDescriptorType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from zray.errors import TaskError, ZrayError
+from zray.errors import TaskError, ZrayError, ZraySystemError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -230,6 +230,22 @@ def load(data: bytes | memoryview) -> Failure:
     if type(failure) is not Failure:
         raise TypeError(f"not a failure record: {type(failure).__name__}")
     return failure
+
+
+# When even a failure finds no room in the store: a record that needs few bytes, because its pickle is only its name.
+NO_ROOM: Final = Failure(
+    (),
+    PackedException(
+        _WHOLE,
+        pickle.dumps(ZraySystemError("the call failed, and the object store had no room to say why"), protocol=5),
+        "zray.errors",
+        "ZraySystemError",
+        "Exception",
+        "the call failed, and the object store had no room to say why",
+    ),
+)
+NO_ROOM_DATA: Final = b"czray.failures\nNO_ROOM\n."
+"""What `load` turns into NO_ROOM; small enough to be kept in an object's entry."""
 
 
 def call_site() -> str:

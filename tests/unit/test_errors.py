@@ -213,6 +213,28 @@ def test_texts_that_programs_match_on() -> None:
     assert "please report" in str(errors.ZrayInternalError("odd"))
 
 
+def test_what_the_broker_knows_of_any_call_is_accepted() -> None:
+    """It names errors by class and gives each what it knows, whether or not a ready text comes with it."""
+    death = Death(DeathCause.SIGKILL, pid=3)
+    task = {"task_id": "ab", "function_name": "f"}
+    actor = {"actor_id": "ab", "class_name": "A", "name": "n", "namespace": "s"}
+    for made in (
+        WorkerCrashedError(death=death, **task),
+        OutOfMemoryError(death=death, **task),
+        errors.NodeDiedError(death=death, **task),
+        errors.TaskCancelledError(**task),
+        errors.TaskUnschedulableError(**task),
+        ActorDiedError(death=death, never_started=True, **actor),
+        errors.ActorUnavailableError(death=death, **actor),
+        errors.ActorUnschedulableError(**actor),
+    ):
+        assert str(made)
+        assert "None" not in str(made)
+        assert "  " not in str(made).splitlines()[0]
+    assert str(OutOfMemoryError("ready", death=death, **task)) == "ready"
+    assert ActorDiedError(creation_error=ValueError(3)).creation_error.args == (3,)  # type: ignore[union-attr]
+
+
 def test_task_error_made_by_hand() -> None:
     error = errors.TaskError("text", ValueError(3))
     assert str(error) == "text"

@@ -456,3 +456,12 @@ def test_call_site_is_the_users_line() -> None:
 def test_load_refuses_other_data() -> None:
     with pytest.raises(TypeError, match="not a failure record"):
         failures.load(pickle.dumps([1]))
+
+
+def test_a_record_for_a_full_store() -> None:
+    assert len(failures.NO_ROOM_DATA) <= 40
+    error = failures.rebuild(failures.load(failures.NO_ROOM_DATA))
+    assert type(error) is errors.ZraySystemError
+    assert "no room" in str(error)
+    later = failures.because_of_input(failures.load(failures.NO_ROOM_DATA), function_name="f")
+    assert isinstance(failures.rebuild(failures.load(failures.dump(later))), TaskError)
