@@ -14,7 +14,6 @@ same name, derived from the nearest built-in exception, takes its place.
 from __future__ import annotations
 
 import builtins
-import logging
 import os
 import pickle
 import sys
@@ -27,7 +26,6 @@ from zray.errors import TaskError, ZrayError, ZraySystemError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-logger = logging.getLogger("zray")
 
 _TEXT_LIMIT: Final = 64 * 1024
 """Characters of one traceback that travel; the middle of a longer one is left out."""
@@ -543,7 +541,9 @@ def _joint_class(cls: type[BaseException]) -> type[TaskError]:
             try:
                 found = type(f"TaskError({cls.__name__})", (TaskError, cls), {"__module__": TaskError.__module__})
             except TypeError as error:
-                logger.warning(
+                import logging
+
+                logging.getLogger("zray").warning(
                     "%s cannot be subclassed (%s): raised as TaskError only; `error.cause` is the exception itself.",
                     cls.__qualname__,
                     error,
