@@ -241,6 +241,8 @@ int zs_reference(zs_store *s, const uint8_t *id, uint32_t *slot);
 int zs_reference_slot(zs_store *s, uint32_t slot);
 /* Copy the id of an entry that the caller references or has claimed. ZS_OK, ZS_NOT_FOUND. Lock-free. */
 int zs_id_of(zs_store *s, uint32_t slot, uint8_t *id);
+/* Who must seal a PENDING/CLAIMED entry, and who has claimed it (0: nobody). Lock-free; a hint unless the caller knows the entry cannot change. ZS_OK, ZS_BAD_STATE. */
+int zs_makers(zs_store *s, uint32_t slot, zs_proc *target, zs_proc *claimant);
 /* Drop one. The last one of all frees the entry and, iteratively, what only it contained. */
 int zs_release(zs_store *s, uint32_t slot);
 /* Drop one in each of n slots under one lock. */
