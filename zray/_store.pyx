@@ -14,6 +14,8 @@ from cpython.buffer cimport (
 )
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
+from cpython.memoryview cimport PyMemoryView_FromMemory
+from cpython.buffer cimport PyBUF_READ, PyBUF_WRITE
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from cpython.object cimport PyObject
 from libc.errno cimport errno
@@ -626,7 +628,8 @@ cdef class Store:
             memcpy(ids, PyBytes_AS_STRING(task), 12)
             i = 1
             memcpy(ids + 12, &i, 4)
-            return slot_or_none(zs_claim(&self.s, ids, attempt, &slot), slot)
+            code = zs_claim(&self.s, ids, attempt, &slot)
+            return slot if code == ZS_OK else None
         many = <uint8_t *>PyMem_Malloc(num_returns * 20)
         if many == NULL:
             raise MemoryError()
@@ -645,7 +648,10 @@ cdef class Store:
 
     def seal_small(self, uint32_t slot, uint32_t attempt, bytes stream, int kind, int flags=0):
         """As the claimant: seal an inline result (<= INLINE_MAX bytes). Returns OK, TELL_BROKER or STALE."""
-        return zs_seal_inline(&self.s, slot, attempt, PyBytes_AS_STRING(stream), <uint32_t>PyBytes_GET_SIZE(stream), <uint8_t>kind, <uint8_t>flags)
+        cdef int code = zs_seal_inline(&self.s, slot, attempt, PyBytes_AS_STRING(stream), <uint32_t>PyBytes_GET_SIZE(stream), <uint8_t>kind, <uint8_t>flags)
+        if code < 0 and code != ZS_STALE:
+            raise_code(code, "sealing a result")
+        return code
 
     def seal_result(self, uint32_t slot, uint32_t attempt, bytes stream, list buffers, int kind, uint64_t size, list refs, int flags=0):
         """As the claimant: seal a result of any size. Returns OK, TELL_BROKER or STALE. Raises StoreFull."""
@@ -654,7 +660,7 @@ cdef class Store:
         cdef Py_ssize_t n = PyList_GET_SIZE(refs)
         cdef uint32_t *contained
         if size <= ZS_INLINE_MAX and n == 0 and PyList_GET_SIZE(buffers) == 0:
-            return zs_seal_inline(&self.s, slot, attempt, PyBytes_AS_STRING(stream), <uint32_t>size, <uint8_t>kind, <uint8_t>flags)
+            return self.seal_small(slot, attempt, stream, kind, flags)
         with nogil:
             code = zs_open_result(&self.s, slot, attempt, size, <uint32_t>n, &data)
         if code == ZS_STALE:
@@ -842,6 +848,14 @@ cdef class Store:
             if n > 1:
                 PyMem_Free(slots)
 
+    def wait_ring(self, double timeout):
+        """Sleep until this process's bell rings, at most `timeout` seconds."""
+        cdef size_t done = 0
+        cdef int64_t left = <int64_t>(timeout * 1e9)
+        with nogil:
+            zs_wait(&self.s, NULL, 0, 1, left, 1, &done)
+        PyErr_CheckSignals()
+
     def split(self, list refs, Py_ssize_t want):
         """Return (ready, not_ready) with at most `want` ready, both in the order of `refs`. Does not wait."""
         cdef Py_ssize_t i, n = PyList_GET_SIZE(refs), found = 0
@@ -872,7 +886,7 @@ cdef class Store:
         cdef Buffer buffer
         if zs_spill_candidate(&self.s, min_size, &slot, &view) != ZS_OK:
             return None
-        return slot, self._id_of(slot), <object>(<uint8_t[:view.size]>view.data if view.size else b"")
+        return slot, self._id_of(slot), PyMemoryView_FromMemory(<char *>view.data, view.size, PyBUF_READ)
 
     def spilled(self, uint32_t slot):
         """The candidate's bytes are on disk: free its block; False when somebody started to read it meanwhile."""
@@ -892,7 +906,7 @@ cdef class Store:
             return None
         if code != ZS_OK:
             raise_code(code, "restoring an object", size)
-        return memoryview(<uint8_t[:size]>data)
+        return PyMemoryView_FromMemory(<char *>data, size, PyBUF_WRITE)
 
     def restore_end(self, ObjectRef ref, bint good):
         return zs_restored(&self.s, ref.slot, good) == ZS_OK
@@ -932,10 +946,6 @@ cdef class Store:
             rows.append((PyBytes_FromStringAndSize(<char *>e.id, 16), e.state, e.attempt, e.size, e.kind, e.flags, e.target, e.writer,
                          e.held_by_objects, e.job))
         return rows
-
-
-cdef object slot_or_none(int code, uint32_t slot):
-    return slot if code == ZS_OK else None
 
 
 class Failed:

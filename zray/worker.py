@@ -21,12 +21,13 @@ from zray.actor_runtime import ActorHost
 from zray.execution import Executor, Notices
 from zray.session import Session, SessionConfig
 from zray.submission import Submitter
+from zray.task import JobSpec
 from zray.transport import ipc_endpoint
 
 if TYPE_CHECKING:
     from types import FrameType
 
-    from zray.task import JobSpec, TaskSpec
+    from zray.task import TaskSpec
 
 _LATE_NOTICE_MS: Final = 20
 """Notices nobody waits for leave when the inbox was empty this long."""

@@ -182,7 +182,7 @@ class Performer:
                 return
             except _store.StoreFull as full:
                 if not self.broker.objects.make_room(full.size):
-                    data = failures.dump(failures.from_error(errors.ZraySystemError("failed; no room for the details")))[:_store.INLINE_MAX]
+                    data = failures.NO_ROOM_DATA
 
     def seal_error(self, action: a.SealError) -> None:
         data = self.failure(action.kind, action.fields)
