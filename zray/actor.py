@@ -115,12 +115,12 @@ class ActorClass(Generic[T]):
         prepared = self._prepared
         if prepared is None or prepared[0].closed:
             session = api.current_session()
-            function = export_code(session, self._cls, self._name, "class")
+            function = export_code(session, self._cls, self._name, "actor class")
             prepared = self._prepared = session, make_shape(ACTOR_CREATION, function, self._name, self._options)
         session, shape = prepared
         chosen = self._options
         submitter = api.submitter_of(session)
-        call = pack_call(session, args, kwargs)
+        call = pack_call(session, args, kwargs, self._name)
         actor = session.next_task_id(session.current())
         name = chosen.get("name") or ""
         namespace = chosen.get("namespace") or session.config.namespace

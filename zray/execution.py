@@ -219,11 +219,11 @@ class Executor:
             error = errors.ActorDiedError(actor_id=self.actor_id.hex(), death=errors.Death(errors.DeathCause.EXIT_ACTOR, pid=os.getpid()))
         if isinstance(error, DependencyFailed):
             record = failures.because_of_input(error.record, function_name=call.shape.name, task_id=call.spec.id)
+            packed = serialization.dumps_failure(record)
         elif isinstance(error, (errors.TaskCancelledError, errors.ActorDiedError)) and (leaving or status == wire.DONE_CANCELLED):
-            record = failures.from_error(error)
+            packed = serialization.dumps_failure(failures.from_error(error))
         else:
-            record = failures.capture(error, function_name=call.shape.name, task_id=call.spec.id, actor_id=self.actor_id)
-        packed = serialization.Packed(_store.KIND_ERROR_FLAG, failures.dump(record), [], [])
+            packed = serialization.dumps_exception(error, function_name=call.shape.name, task_id=call.spec.id, actor_id=self.actor_id)
         self.publish_log()
         self._seal_all(call, [packed], 0)
         self.notices.add(call.spec.id, status, micros)

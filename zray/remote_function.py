@@ -73,10 +73,10 @@ def make_shape(kind: int, function: bytes, name: str, chosen: dict[str, Any], me
 
 def export_code(session: Session, code: Any, name: str, kind: str) -> bytes:
     """Store pickled code in a session; return its id. Raises ValueError when it is too large."""
-    packed = serialization.dumps_code(code, what=f"the remote {kind} {name}")
+    packed = serialization.dumps_code(code, what=f"the {kind} {name}")
     if packed.size > _CODE_LIMIT:
         raise ValueError(
-            f"The remote {kind} {name} is too large ({packed.size / 2**20:.0f} MiB > {_CODE_LIMIT >> 20} MiB). "
+            f"The {'remote function' if kind == 'function' else kind} {name} is too large ({packed.size / 2**20:.0f} MiB > {_CODE_LIMIT >> 20} MiB). "
             "Check that it does not capture a large array or other object; put such data with zray.put() and pass the reference"
         )
     return session.export(packed)

@@ -60,11 +60,11 @@ class PackedCall:
 _EMPTY_CALL: Final = PackedCall(b"", 0, None, NO_DEPS, NO_DEPS)
 
 
-def pack_call(session: Session, args: tuple[Any, ...], kwargs: dict[str, Any]) -> PackedCall:
-    """Pack arguments; large ones become an object. Raises the serialization errors of `zray.serialization`."""
+def pack_call(session: Session, args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> PackedCall:
+    """Pack the arguments of a call to `name`; large ones become an object. Raises the serialization errors of `zray.serialization`."""
     if not args and not kwargs:
         return _EMPTY_CALL
-    packed, top, nested = serialization.dumps_args(args, kwargs)
+    packed, top, nested = serialization.dumps_args(args, kwargs, name)
     if isinstance(packed, bytes) and len(packed) > _ARGS_INLINE:
         packed = serialization.Packed(serialization.KIND_PICKLE, packed, [], nested)
     if isinstance(packed, bytes):
@@ -117,7 +117,7 @@ class Submitter:
     def submit(self, shape: CallShape, args: tuple[Any, ...], kwargs: dict[str, Any], site: str) -> list[ObjectRef]:
         """Submit a task; return the references of its results (one at least, even for num_returns=0)."""
         session = self.session
-        call = pack_call(session, args, kwargs)
+        call = pack_call(session, args, kwargs, shape.name)
         context = session.current()
         task = _store.derive_id(context.task, next(context.children))
         spec = TaskSpec(task, shape.key, call.stream, call.kind, call.dep_ids, call.borrowed)
@@ -343,7 +343,7 @@ class ActorLink:
     def call(self, shape: CallShape, args: tuple[Any, ...], kwargs: dict[str, Any], site: str, max_pending: int = -1) -> list[ObjectRef]:
         """Call a method; return the references of its results."""
         submitter, session = self.submitter, self.session
-        call = pack_call(session, args, kwargs)
+        call = pack_call(session, args, kwargs, shape.name)
         context = session.current()
         task = _store.derive_id(context.task, next(context.children))
         with submitter.lock:

@@ -211,8 +211,8 @@ class TaskRows:
         """Move tasks from live to ended (tasks that never were live have no spec) and return the batch."""
         pop = self._live.get(job, {}).pop
         specs: list[TaskSpec | None] = [pop(task, None) for task in ids]
-        ended = self._ended
-        if None in specs and not ended.keys().isdisjoint(ids):
+        ended, held = self._ended, self._held
+        if (None in specs and not ended.keys().isdisjoint(ids)) or (held and not held.keys().isdisjoint(ids)):
             self._find_earlier(ids, specs)
         self.sequence += 1
         batch = EndedBatch(self.sequence, job, b"".join(ids), statuses, micros, workers, times, _encode(specs))
@@ -227,11 +227,15 @@ class TaskRows:
         return batch
 
     def _find_earlier(self, ids: Sequence[bytes], specs: list[TaskSpec | None]) -> None:
-        """A task that ends again without having been submitted again keeps the spec of its earlier end."""
+        """A task that ends again without having been submitted again keeps its spec: that of its earlier end.
+
+        Held specs of tasks that end again are released: the new row has the spec, and is newer than what is held.
+        """
         for index, task in enumerate(ids):
-            batch = self._ended.get(task)
-            if specs[index] is None and batch is not None:
-                specs[index] = batch.spec(batch.place(task))
+            if specs[index] is None:
+                row = self._read_ended(task)
+                specs[index] = None if row is None else row.spec
+            self._release(task)
 
     def drop_job(self, job: int) -> None:
         """Forget the place for live tasks of a job."""
@@ -313,6 +317,9 @@ class TaskRows:
             spec = live.get(task)
             if spec is not None:
                 return TaskRow(task, job, LIVE, spec=spec)
+        return self._read_ended(task)
+
+    def _read_ended(self, task: bytes) -> TaskRow | None:
         batch = self._ended.get(task)
         if batch is not None:
             return batch.row(batch.place(task))
