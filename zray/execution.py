@@ -72,13 +72,21 @@ class Executor:
         """Become the executor of a call, or report it skipped when somebody else is."""
         shape = self.shapes.get(spec.shape)
         if shape is None:
-            raise errors.ZrayInternalError(f"call {spec.id.hex()} names a shape this process was never told of")
+            self._refuse(spec)
+            return None
         slots = self.store.claim(spec.id, shape.num_returns, spec.attempt)
         if slots is None:
             self.notices.add(spec.id, wire.DONE_SKIPPED, 0)
             return None
         context = TaskContext(spec.id, shape.name, spec.attempt, self.actor_id, shape.resources)
         return Claimed(spec, shape, slots, context)
+
+    def _refuse(self, spec: TaskSpec) -> None:
+        """Fail a call whose shape this process was never told of (which the protocol rules out)."""
+        slot = self.store.claim(spec.id, 1, spec.attempt)
+        if slot is not None:
+            call = Claimed(spec, CallShape(spec.shape, 0, b"", "(unknown)"), slot, TaskContext(spec.id))
+            self.fail(call, errors.ZrayInternalError(f"call {spec.id.hex()} names an unknown shape {spec.shape.hex()}"))
 
     def run(self, spec: TaskSpec, instance: object = None) -> None:
         """Claim and run a call in the calling thread; its outcome is sealed and noted. Exceptions of user code end here."""
@@ -219,9 +227,9 @@ class Executor:
             error = errors.ActorDiedError(actor_id=self.actor_id.hex(), death=errors.Death(errors.DeathCause.EXIT_ACTOR, pid=os.getpid()))
         if isinstance(error, DependencyFailed):
             record = failures.because_of_input(error.record, function_name=call.shape.name, task_id=call.spec.id)
-            packed = serialization.dumps_failure(record)
+            packed = serialization.Packed(serialization.KIND_ERROR, failures.dump(record), [], [])
         elif isinstance(error, (errors.TaskCancelledError, errors.ActorDiedError)) and (leaving or status == wire.DONE_CANCELLED):
-            packed = serialization.dumps_failure(failures.from_error(error))
+            packed = serialization.Packed(serialization.KIND_ERROR, failures.dump(failures.from_error(error)), [], [])
         else:
             packed = serialization.dumps_exception(error, function_name=call.shape.name, task_id=call.spec.id, actor_id=self.actor_id)
         self.publish_log()

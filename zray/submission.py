@@ -381,6 +381,8 @@ class ActorLink:
         known = self.submitter._known.get(self.worker)
         if known is None or shape.key not in known:
             self.send()
+            # The broker needs it as well: it hands the calls to the next incarnation when this one dies.
+            self.submitter.define_at_broker(shape)
             self.submitter._define_at(self.worker, session.peer(self.worker), shape)
         calls.append(msgspec.Raw(body))
         if len(calls) >= _FRAME_TASKS or session.store.expected(self.process) <= len(calls):

@@ -63,6 +63,7 @@ def sources(*suffixes: str) -> set[str]:
 def test_the_wheel_holds_every_module_and_the_types(wheel_names: set[str]) -> None:
     missing = sources(".py", ".pyi") - wheel_names
     assert not missing
+    assert {f"zray/_perf/{path.name}" for path in (ROOT / "perf").glob("*.py")} <= wheel_names
     assert "zray/py.typed" in wheel_names
     assert any(name.startswith("zray/_store.") and name.endswith(".so") for name in wheel_names)
 

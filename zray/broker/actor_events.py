@@ -53,7 +53,6 @@ class ActorEvents:
             if event.reply:
                 node.out.append(actions.SealReply(event.reply, None, ("ActorDiedError", fields)))
             return
-        shape.jobs.add(job.number)
         actor = ActorRecord(spec, job, shape, node.ledger.demand(spec.running_resources))
         if not node.actors.admit(actor, event.reply, node.out):
             return

@@ -129,7 +129,7 @@ def _read_tail(path: str) -> str:
 def _last_lines(path: str) -> list[str]:
     lines: list[str] = []
     for suffix in (".out", ".err"):
-        lines += [line for line in _read_tail(path + suffix).splitlines() if line and not line.startswith("\x1e")][-_LAST_LINES:]
+        lines += [line for line in _read_tail(path + suffix).split("\n") if line and not line.startswith("\x1e")][-_LAST_LINES:]
     return lines[-_LAST_LINES:]
 
 

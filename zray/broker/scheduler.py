@@ -200,29 +200,32 @@ class Scheduler:
         self._forget_job(job)
 
     def _forget_job(self, job: Job) -> None:
-        """A job that is over vanishes with its last process and actor; then its shapes that no other job uses."""
+        """A job that is over vanishes with its last process and actor; then shapes that no job is left to use."""
         node = self.node
         if not job.ended or any(worker.job is job for worker in node.pool.workers.values()):
             return
         if any(actor.job is job for actor in node.actors.actors.values()):
             return
         del node.jobs.jobs[job.number]
-        others = bool(node.jobs.jobs)
-        forgotten = []
-        for key, shape in list(node.tasks.shapes.items()):
-            used = job.number in shape.jobs
-            shape.jobs.discard(job.number)
-            if not shape.jobs and (used or not others):
-                del node.tasks.shapes[key]
-                forgotten.append(key)
+        oldest = min(node.jobs.jobs, default=None)
+        forgotten = [key for key, shape in node.tasks.shapes.items() if oldest is None or shape.newest_job < oldest]
+        for key in forgotten:
+            del node.tasks.shapes[key]
         if forgotten:
             node.out.append(actions.ForgetShapes(forgotten))
 
     def _shapes_defined(self, event: events.ShapesDefined, now: float) -> None:
         node = self.node
+        newest = max(node.jobs.jobs, default=0)
         for shape in event.shapes:
-            if shape.key not in node.tasks.shapes:
-                node.tasks.shapes[shape.key] = ShapeState(shape, node.ledger.demand(shape.resources))
+            found = node.tasks.shapes.get(shape.key)
+            if found is None:
+                try:
+                    demand = node.ledger.demand(shape.resources)
+                except ValueError:
+                    continue  # made by no door of ours: what names it fails
+                found = node.tasks.shapes[shape.key] = ShapeState(shape, demand)
+            found.newest_job = newest
 
     # -- lives of workers ----------------------------------------------------------------------------------------------
 
@@ -332,7 +335,6 @@ class Scheduler:
         shape = node.tasks.shapes.get(event.shape)
         if job is None or job.ended or shape is None or not shape.demand.feasible:
             return
-        shape.jobs.add(job.number)
         node.leases.request(LeaseRequest(event.process, job, shape, event.reply))
 
     def _lease_returned(self, event: events.LeaseReturned, now: float) -> None:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 class ShapeState:
     """What the node knows of one shape of call."""
 
-    __slots__ = ("average", "demand", "jobs", "key", "max_retries", "name", "num_returns", "seen", "shape")
+    __slots__ = ("average", "demand", "key", "max_retries", "name", "num_returns", "seen", "shape")
 
     def __init__(self, shape: CallShape, demand: Demand) -> None:
         self.shape = shape
@@ -51,8 +51,8 @@ class ShapeState:
         """Run time in microseconds: moving average, quick to rise and slow to fall."""
         self.seen: int = 0
         """Run times that went into it."""
-        self.jobs: set[int] = set()
-        """Jobs that use it."""
+        self.newest_job: int = 0
+        """The newest job when it was last defined: none that came later relies on it without having defined it again."""
 
     def observe(self, micros: float, count: int) -> None:
         """Take `count` run times with this sum into the average."""
@@ -168,7 +168,6 @@ class TaskTable:
             if group is None:
                 group = job.classes[shape.demand.key] = DemandClass(shape.demand)
             queue = job.queues[shape.key] = TaskQueue(job, shape, group)
-            shape.jobs.add(job.number)
             if queue.parked:
                 self.newly_parked.append(queue)
         return queue
