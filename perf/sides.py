@@ -313,6 +313,7 @@ class Side:
             self.versions = self._receive(patience)["versions"]
         except BaseException:
             self.kill()
+            self._errors.close()
             raise
 
     def __enter__(self) -> Side:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import math
 import os
 import platform
 import random
@@ -164,10 +165,10 @@ def summarize(rates: Iterable[float]) -> Summary:
 
 def bucket_edge(microseconds: float) -> float:
     """Return the upper edge of the histogram bucket of a time: four buckets to each doubling, from 1/16 us on."""
-    edge = 0.0625
-    while edge < microseconds:
-        edge *= 2.0**0.25
-    return round(edge, 3)
+    if microseconds <= 0.0625:
+        return 0.0625
+    quarters = math.ceil(4 * math.log2(microseconds) - 1e-9)  # a time on an edge belongs below it
+    return round(2.0 ** (quarters / 4), 4)
 
 
 def latency(nanoseconds: Iterable[int]) -> Latency:
