@@ -31,7 +31,7 @@ test: lint types ctest pytest
 pytest: build $(VENV)/.stamp-test $(VENV)/.stamp-torch
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-build: $(VENV)/.stamp-build
+build: $(VENV)/.stamp-build $(VENV)/.stamp-install
 
 lint: $(VENV)/.stamp-test
 	$(BIN)/ruff format --check .
@@ -69,17 +69,20 @@ $(VENV)/.stamp-venv:
 	$(PIP) install "pip>=24" "setuptools>=77" "cython>=3.1"
 	@touch $@
 
-# Editable: the extensions are built beside their sources, and again by .stamp-build when those change.
-$(VENV)/.stamp-install: $(VENV)/.stamp-venv pyproject.toml setup.py
-	$(PIP) install --no-build-isolation -e '.[demo]'
-	@touch $@
-
-$(VENV)/.stamp-build: $(VENV)/.stamp-install $(SOURCES)
+# The extensions are built beside their sources, and the editable installs below find them there.
+$(VENV)/.stamp-build: $(VENV)/.stamp-venv $(SOURCES)
 	$(BIN)/python setup.py -q build_ext --inplace --parallel 2
 	@touch $@
 
+# "compat" puts one directory on the path; the default would install an import hook that every interpreter pays for.
+EDITABLE := $(PIP) install --no-build-isolation --config-settings editable_mode=compat -e
+
+$(VENV)/.stamp-install: $(VENV)/.stamp-venv pyproject.toml setup.py | $(VENV)/.stamp-build
+	$(EDITABLE) '.[demo]'
+	@touch $@
+
 $(VENV)/.stamp-test: $(VENV)/.stamp-install
-	$(PIP) install --no-build-isolation -e '.[demo,test]'
+	$(EDITABLE) '.[demo,test]'
 	@touch $@
 
 $(VENV)/.stamp-torch: $(VENV)/.stamp-venv

@@ -151,7 +151,10 @@ class Node:
 
     def stop(self, timeout: float = 2.0) -> None:
         """End the node and wait for it; whatever is left of its directory is removed. timeout in seconds."""
-        if self.process.poll() is None:
+        if self.process.poll() is not None:
+            log = _read_text(os.path.join(self.directory, "broker.log"))
+            print(f"[zray] the broker had ended with status {self.process.returncode}{': ' + log if log else ''}", file=sys.stderr)
+        else:
             self.process.terminate()
             try:
                 self.process.wait(timeout)

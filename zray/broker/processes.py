@@ -108,9 +108,9 @@ def death_of(worker: WorkerProcess, report: Exited, oom: bool, node: str) -> Dea
         cause_of(report.status, worker.kill_reason, oom),
         pid=worker.pid,
         node=node,
-        detail=worker.kill_reason,
+        detail="" if worker.kill_reason == DeathCause.KILLED.name else worker.kill_reason,
         peak_rss=report.peak_rss,
-        fault_stack=_read_tail(worker.fault_file),
+        fault_stack=_read_tail(worker.fault_file).strip(),
         log_lines=tuple(_last_lines(worker.log_file)),
         log_path=worker.log_file,
     )
@@ -121,7 +121,7 @@ def _read_tail(path: str) -> str:
         with open(path, "rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - _TAIL_BYTES))
-            return file.read().decode("utf-8", "replace").strip()
+            return file.read().decode("utf-8", "replace")
     except OSError:
         return ""
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 class ShapeState:
     """What the node knows of one shape of call."""
 
-    __slots__ = ("average", "demand", "key", "max_retries", "name", "num_returns", "seen", "shape")
+    __slots__ = ("average", "demand", "key", "max_retries", "name", "newest_job", "num_returns", "seen", "shape")
 
     def __init__(self, shape: CallShape, demand: Demand) -> None:
         self.shape = shape
