@@ -47,6 +47,7 @@ static void crash_point(void);
 
 static int os_truncate(int fd, uint64_t size);
 static int os_commit(int fd, uint64_t offset, uint64_t length);
+static void os_populate(void *data, uint64_t length);
 static int os_start_time(uint32_t pid, uint64_t *start_time);
 static uint32_t os_pid(void);
 static int os_sleep(uint32_t *word, uint32_t seen, int64_t ns);
@@ -1091,6 +1092,7 @@ static void repair(zs_store *s) {
     CRASH_POINT();
     for (uint32_t i = 1; i < h->entry_bump; i++) {
         zs_entry *e = entry_at(s, i);
+        if (e->state == ZS_ZOMBIE && (e->holds || e->held_by_objects)) set_state(h, e, ZS_SEALED);    /* cut short while it was found again */
         if (e->state == ZS_ZOMBIE) list_zombie(s, i);
         list_used(s, i);
         unreferenced(s, i);
@@ -2518,10 +2520,14 @@ int zs_touch_ahead(zs_store *s, uint64_t bytes) {
     head *h = head_of(s);
     uint64_t goal = LOAD(&h->high_water) + bytes / ZS_GRANULE;
     if (goal > h->granules) goal = h->granules;
-    if (LOAD(&h->committed) >= goal) return ZS_LAST;
+    uint64_t before = LOAD(&h->committed);
+    if (before >= goal) return ZS_LAST;
     wanted.what = WANT_DATA;
     wanted.amount = goal;
-    return grow(s);
+    int rc = grow(s);
+    /* The kernel clears pages when they are first touched, which is most of their price: touch them here, where nobody waits. */
+    if (rc == ZS_OK) os_populate(data_at(s, 0) + before * ZS_GRANULE, (LOAD(&h->committed) - before) * ZS_GRANULE);
+    return rc;
 }
 
 /* ---- the dead and the living ---------------------------------------------------------------------------------------------------------------------------- */
@@ -2869,6 +2875,16 @@ static int os_commit(int fd, uint64_t offset, uint64_t length) {
         return ZS_OK;
     }
     return ZS_OK;
+}
+
+/* Touch pages without changing them; a hint. */
+static void os_populate(void *data, uint64_t length) {
+#ifdef MADV_POPULATE_WRITE
+    uintptr_t start = (uintptr_t)data & ~(uintptr_t)(PAGE - 1);
+    if (madvise((void *)start, (uintptr_t)data + length - start, MADV_POPULATE_WRITE) == 0) return;
+#endif
+    (void)data;
+    (void)length;
 }
 
 static void *os_map(int fd, uint64_t size) {
