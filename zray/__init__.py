@@ -38,8 +38,25 @@ if TYPE_CHECKING:
 
 _HOME = {
     **dict.fromkeys(
-        "available_resources cancel cluster_resources create get get_actor get_gpu_ids get_runtime_context init is_initialized kill nodes put remote "
-        "shutdown timeline wait".split(),
+        [
+            "available_resources",
+            "cancel",
+            "cluster_resources",
+            "create",
+            "get",
+            "get_actor",
+            "get_gpu_ids",
+            "get_runtime_context",
+            "init",
+            "is_initialized",
+            "kill",
+            "nodes",
+            "put",
+            "remote",
+            "shutdown",
+            "timeline",
+            "wait",
+        ],
         "zray.api",
     ),
     **dict.fromkeys(["ActorClass", "ActorHandle", "exit_actor", "method"], "zray.actor"),

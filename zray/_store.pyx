@@ -358,7 +358,7 @@ cdef class Store:
         if code != ZS_OK:
             raise_code(code, "creating the object store", capacity)
 
-    # -- processes ---------------------------------------------------------------------------------------------------------
+    # -- processes ----------------------------------------------------------------------------------------------------
 
     def register(self, int kind):
         """Enter this process; return its handle."""
@@ -487,7 +487,7 @@ cdef class Store:
     def add_global(self, int word, uint64_t delta):
         return zs_global_add(&self.s, word, delta)
 
-    # -- references --------------------------------------------------------------------------------------------------------
+    # -- references ---------------------------------------------------------------------------------------------------
 
     cdef ObjectRef _ref(self, const uint8_t *id, uint32_t slot, str site):
         cdef ObjectRef ref = ObjectRef.__new__(ObjectRef)
@@ -510,7 +510,7 @@ cdef class Store:
             raise_code(code, "referencing an object")
         return self._ref(<const uint8_t *>PyBytes_AS_STRING(id), slot, "")
 
-    # -- making objects ----------------------------------------------------------------------------------------------------
+    # -- making objects -----------------------------------------------------------------------------------------------
 
     def put(self, bytes id, bytes stream, list buffers, int kind, uint64_t size, list refs):
         """Create and seal an object from its packed parts; return its reference. Raises StoreFull."""
@@ -594,7 +594,7 @@ cdef class Store:
         room.ref = self._ref(key, slot, "")
         return room
 
-    # -- results of tasks --------------------------------------------------------------------------------------------------
+    # -- results of tasks ---------------------------------------------------------------------------------------------
 
     def expect(self, bytes id, uint32_t target, list deps, bytes spec, str site, int flags=0):
         """Make the pending result of a task before its spec is sent; return its reference. Raises TargetGone, StoreFull."""
@@ -675,7 +675,7 @@ cdef class Store:
             raise_code(code, "sealing a result", size)
         return code
 
-    # -- the broker's decisions --------------------------------------------------------------------------------------------
+    # -- the broker's decisions ---------------------------------------------------------------------------------------
 
     def retry(self, ObjectRef ref, uint32_t target):
         """Open a result for its next attempt; return the attempt's number, or None when it is sealed for good."""
@@ -717,7 +717,7 @@ cdef class Store:
             return None
         return PyBytes_FromStringAndSize(<char *>id, 16)
 
-    # -- reading -----------------------------------------------------------------------------------------------------------
+    # -- reading ------------------------------------------------------------------------------------------------------
 
     def state(self, ObjectRef ref):
         return zs_state_of(&self.s, ref.slot)
@@ -877,7 +877,7 @@ cdef class Store:
             return ready, list(refs)
         return ready, pending
 
-    # -- room --------------------------------------------------------------------------------------------------------------
+    # -- room ---------------------------------------------------------------------------------------------------------
 
     def spill_candidate(self, uint64_t min_size):
         """Return (slot, id, kind, pinned bytes) of the least recently used object in memory that nobody reads, or None."""
@@ -922,7 +922,7 @@ cdef class Store:
             code = zs_touch_ahead(&self.s, size)
         return code == ZS_OK
 
-    # -- watching ----------------------------------------------------------------------------------------------------------
+    # -- watching -----------------------------------------------------------------------------------------------------
 
     def statistics(self):
         """Return the counters of the segment as a dict."""

@@ -26,7 +26,14 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _METHOD_OPTIONS = "__zray_method_options__"
-_ALWAYS = {"__ray_ready__": 1, "__ray_call__": 1, "__ray_terminate__": 1, "__zray_ready__": 1, "__zray_call__": 1, "__zray_terminate__": 1}
+_ALWAYS = {
+    "__ray_ready__": 1,
+    "__ray_call__": 1,
+    "__ray_terminate__": 1,
+    "__zray_ready__": 1,
+    "__zray_call__": 1,
+    "__zray_terminate__": 1,
+}
 
 
 def method(**chosen: Any) -> Callable[[T], T]:
@@ -87,7 +94,9 @@ class ActorClass(Generic[T]):
         )
 
     def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
-        raise TypeError(f"Actors cannot be instantiated directly. Instead of '{self._name}()', use '{self._name}.remote()'.")
+        raise TypeError(
+            f"Actors cannot be instantiated directly. Instead of '{self._name}()', use '{self._name}.remote()'."
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         return {"cls": self._cls, "options": self._options}
@@ -148,7 +157,9 @@ class ActorClass(Generic[T]):
         with submitter.lock:
             submitter.flush()
             submitter.define_at_broker(shape)
-            session.broker.send(wire.encode(wire.CreateActor(session.store.process, spec, reply.binary() if reply else b"")))
+            session.broker.send(
+                wire.encode(wire.CreateActor(session.store.process, spec, reply.binary() if reply else b""))
+            )
         if reply is not None:
             bearer = session.reply_of(reply)
             found = wire_bytes(bearer)
@@ -189,13 +200,17 @@ class ActorMethod:
         raise NotImplementedError("lazy graphs (bind) are not available yet; call .remote()")
 
     def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
-        raise TypeError(f"Actor methods cannot be called directly. Instead of 'actor.{self._method}()', use 'actor.{self._method}.remote()'.")
+        raise TypeError(
+            f"Actor methods cannot be called directly. Instead of 'actor.{self._method}()', use 'actor.{self._method}.remote()'."
+        )
 
 
 class ActorHandle(Generic[T]):
     """A handle of an actor: its methods are attributes with `.remote(...)`. Handles can be passed anywhere."""
 
-    def __init__(self, actor: bytes, life: ObjectRef, class_name: str, methods: dict[str, int], max_pending: int = -1) -> None:
+    def __init__(
+        self, actor: bytes, life: ObjectRef, class_name: str, methods: dict[str, int], max_pending: int = -1
+    ) -> None:
         self._zray_actor_id = actor
         self._zray_life = life
         self._zray_class = class_name
@@ -229,9 +244,17 @@ class ActorHandle(Generic[T]):
         return isinstance(other, ActorHandle) and other._zray_actor_id == self._zray_actor_id
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return ActorHandle, (self._zray_actor_id, self._zray_life, self._zray_class, self._zray_methods, self._zray_max_pending)
+        return ActorHandle, (
+            self._zray_actor_id,
+            self._zray_life,
+            self._zray_class,
+            self._zray_methods,
+            self._zray_max_pending,
+        )
 
-    def _call(self, name: str, chosen: dict[str, Any] | None, args: tuple[Any, ...], kwargs: dict[str, Any], site: str) -> Any:
+    def _call(
+        self, name: str, chosen: dict[str, Any] | None, args: tuple[Any, ...], kwargs: dict[str, Any], site: str
+    ) -> Any:
         link = self._zray_link
         if link is None or link[0].closed:
             session = api.current_session()
@@ -275,5 +298,3 @@ class ActorId:
 
     def __repr__(self) -> str:
         return f"ActorID({self.hex()})"
-
-

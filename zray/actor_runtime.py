@@ -47,7 +47,7 @@ class ActorHost:
         self._running = 0
         self._state_lock = threading.Lock()
 
-    # -- birth -------------------------------------------------------------------------------------------------------------------------
+    # -- birth --------------------------------------------------------------------------------------------------------
 
     def construct(self, calls: collections.deque[TaskSpec]) -> None:
         """Make the instance; tell the broker that the actor lives, or why it does not."""
@@ -70,7 +70,9 @@ class ActorHost:
                 executor.leave(error.code)
             record = failures.capture(error, function_name=shape.name, task_id=creation.id, actor_id=creation.id)
             executor.publish_log()
-            died = errors.ActorDiedError(actor_id=creation.id.hex(), class_name=shape.name, creation_error=failures.rebuild(record))
+            died = errors.ActorDiedError(
+                actor_id=creation.id.hex(), class_name=shape.name, creation_error=failures.rebuild(record)
+            )
             packed = failures.dump(failures.from_error(died))
             session.tell(wire.ActorFailed(self.worker.config.number, creation.id, packed))
             executor.leave(0)
@@ -89,7 +91,7 @@ class ActorHost:
         for spec in message.calls:
             calls.extend(self.order.arrive(message.process, spec))
 
-    # -- end ---------------------------------------------------------------------------------------------------------------------------
+    # -- end ----------------------------------------------------------------------------------------------------------
 
     def exit_when_idle(self, calls: collections.deque[TaskSpec]) -> None:
         """No handle is left: end after the calls already here."""
@@ -104,7 +106,7 @@ class ActorHost:
         self.worker.session.tell(wire.ActorExit(self.worker.config.number, self.spec.creation.id))
         self.executor.leave(0)
 
-    # -- not serial --------------------------------------------------------------------------------------------------------------------
+    # -- not serial ---------------------------------------------------------------------------------------------------
 
     def serve(self, worker: Worker) -> None:
         """Take over the process's main thread; does not return."""
@@ -198,6 +200,7 @@ class ActorHost:
 
 def is_asynchronous(cls: type) -> bool:
     """Whether a class has coroutine methods, which makes its actors asynchronous."""
-    return any(inspect.iscoroutinefunction(member) or inspect.isasyncgenfunction(member) for _, member in inspect.getmembers(cls))
-
-
+    return any(
+        inspect.iscoroutinefunction(member) or inspect.isasyncgenfunction(member)
+        for _, member in inspect.getmembers(cls)
+    )

@@ -47,7 +47,8 @@ def current_session() -> Session:
 
 def submitter_of(session: Session) -> Submitter:
     """The submitter of the current session."""
-    assert _submitter is not None and _submitter.session is session
+    assert _submitter is not None
+    assert _submitter.session is session
     return _submitter
 
 
@@ -86,7 +87,7 @@ def own_handle(session: Session) -> Any:
     return ActorHandle(spec.creation.id, life, spec.class_name, spec.methods, spec.max_pending_calls)
 
 
-# -- session ------------------------------------------------------------------------------------------------------------------------
+# -- session ---------------------------------------------------------------------------------------------------------
 
 
 class SessionContext:
@@ -99,7 +100,9 @@ class SessionContext:
     def __enter__(self) -> SessionContext:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         shutdown()
 
     def disconnect(self) -> None:
@@ -187,9 +190,30 @@ def init(
 
 
 _COMPATIBLE = frozenset(
-    "include_dashboard dashboard_host dashboard_port logging_level logging_format logging_config log_to_driver configure_logging _system_config "
-    "_temp_dir _memory _redis_password _node_ip_address _driver_object_store_memory _enable_object_reconstruction _plasma_directory job_config "
-    "runtime_env local_mode _metrics_export_port _tracing_startup_hook _node_name".split()
+    [
+        "include_dashboard",
+        "dashboard_host",
+        "dashboard_port",
+        "logging_level",
+        "logging_format",
+        "logging_config",
+        "log_to_driver",
+        "configure_logging",
+        "_system_config",
+        "_temp_dir",
+        "_memory",
+        "_redis_password",
+        "_node_ip_address",
+        "_driver_object_store_memory",
+        "_enable_object_reconstruction",
+        "_plasma_directory",
+        "job_config",
+        "runtime_env",
+        "local_mode",
+        "_metrics_export_port",
+        "_tracing_startup_hook",
+        "_node_name",
+    ]
 )
 
 
@@ -206,7 +230,9 @@ def _check_init(
         if name not in _COMPATIBLE:
             raise TypeError(f"zray.init() has no argument {name!r}")
     if address not in (None, "local"):
-        raise errors.ZrayUsageError(f"zray.init(address={address!r}): joining a running cluster is not part of this version; leave the address out")
+        raise errors.ZrayUsageError(
+            f"zray.init(address={address!r}): joining a running cluster is not part of this version; leave the address out"
+        )
     for name, amount in {"num_cpus": num_cpus, "num_gpus": num_gpus, "memory": memory, **(resources or {})}.items():
         if amount is not None and (isinstance(amount, bool) or not isinstance(amount, (int, float)) or amount < 0):
             raise ValueError(f"zray.init(): {name} must be a number that is not negative, not {amount!r}")
@@ -224,7 +250,9 @@ def _connect(started: nodes_.Node, namespace: str | None, log_to_driver: bool) -
     node = b"\0" * 16
     spill = os.environ.get("ZRAY_SPILL_DIR")
     directory = started.directory
-    spill_directory = os.path.join(spill, f"zray-{os.path.basename(directory)}") if spill else os.path.join(directory, "spill")
+    spill_directory = (
+        os.path.join(spill, f"zray-{os.path.basename(directory)}") if spill else os.path.join(directory, "spill")
+    )
     config = SessionConfig(directory, spill_directory, node, 0, job_id, namespace or job_id.hex(), log_to_driver)
     session = Session(config, store)
     try:
@@ -289,7 +317,7 @@ def is_initialized() -> bool:
     return _session is not None and not _session.closed
 
 
-# -- objects --------------------------------------------------------------------------------------------------------------------------
+# -- objects ---------------------------------------------------------------------------------------------------------
 
 
 def put(value: Any) -> ObjectRef:
@@ -300,7 +328,9 @@ def put(value: Any) -> ObjectRef:
         ObjectStoreFullError, OutOfDiskError: there is no room, not even on disk.
     """
     if type(value) is ObjectRef:
-        raise TypeError("zray.put() of a reference is not allowed: pass the reference itself, or put a list that holds it")
+        raise TypeError(
+            "zray.put() of a reference is not allowed: pass the reference itself, or put a list that holds it"
+        )
     return current_session().put(value)
 
 
@@ -356,7 +386,9 @@ def get(refs: Any, *, timeout: float | None = None, writable: bool = False) -> A
         if timeout is not None and timeout < 0:
             raise ValueError(f"the timeout of zray.get() must not be negative: {timeout}")
         return session.get(refs, timeout) if refs else []
-    raise ValueError(f"zray.get() takes a reference or a list of references, not {_described(refs)}. Pass what .remote() or zray.put() returned")
+    raise ValueError(
+        f"zray.get() takes a reference or a list of references, not {_described(refs)}. Pass what .remote() or zray.put() returned"
+    )
 
 
 def _described(value: object) -> str:
@@ -454,7 +486,7 @@ def get_actor(name: str, namespace: str | None = None) -> Any:
     return ActorHandle(spec.creation.id, life, spec.class_name, spec.methods, spec.max_pending_calls)
 
 
-# -- state ------------------------------------------------------------------------------------------------------------------------------
+# -- state -----------------------------------------------------------------------------------------------------------
 
 
 def query(what: str, argument: str = "") -> Any:

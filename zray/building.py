@@ -24,7 +24,9 @@ class UnsealedArray:
     def __init__(self, session: Session, shape: int | tuple[int, ...], dtype: Any) -> None:
         kind = numpy.dtype(dtype)
         if kind.hasobject:
-            raise TypeError(f"zray.create() needs a plain dtype, not {kind}: Python objects cannot live in shared memory")
+            raise TypeError(
+                f"zray.create() needs a plain dtype, not {kind}: Python objects cannot live in shared memory"
+            )
         # Lay out what `put` of such an array would: pickle an array of the same shape without owning its memory.
         shape = (shape,) if isinstance(shape, int) else tuple(shape)
         count = 1
@@ -34,7 +36,9 @@ class UnsealedArray:
             count *= extent
         size = count * kind.itemsize
         if size < serialization.SMALL_BUFFER:
-            raise ValueError(f"zray.create() is for arrays of at least {serialization.SMALL_BUFFER} bytes; put() a small one")
+            raise ValueError(
+                f"zray.create() is for arrays of at least {serialization.SMALL_BUFFER} bytes; put() a small one"
+            )
         stream = _stream_of(shape, kind, size)
         start = 8 + 16 + len(stream)
         offset = start + (-start) % 64

@@ -66,7 +66,7 @@ class Executor:
         for shape in shapes:
             self.shapes[shape.key] = shape
 
-    # -- one call ------------------------------------------------------------------------------------------------------------------
+    # -- one call -----------------------------------------------------------------------------------------------------
 
     def claim(self, spec: TaskSpec) -> Claimed | None:
         """Become the executor of a call, or report it skipped when somebody else is."""
@@ -165,7 +165,7 @@ class Executor:
             raise DependencyFailed(value.record)
         return value
 
-    # -- outcomes ---------------------------------------------------------------------------------------------------------------------
+    # -- outcomes -----------------------------------------------------------------------------------------------------
 
     def succeed(self, call: Claimed, value: Any) -> None:
         """Seal the results of a call that returned."""
@@ -192,9 +192,13 @@ class Executor:
         try:
             values = list(value)
         except TypeError:
-            raise ValueError(f"{shape.name} was called with num_returns={shape.num_returns} but returned one {type(value).__name__}") from None
+            raise ValueError(
+                f"{shape.name} was called with num_returns={shape.num_returns} but returned one {type(value).__name__}"
+            ) from None
         if len(values) != shape.num_returns:
-            raise ValueError(f"{shape.name} was called with num_returns={shape.num_returns} but returned {len(values)} values")
+            raise ValueError(
+                f"{shape.name} was called with num_returns={shape.num_returns} but returned {len(values)} values"
+            )
         return [serialization.dumps(item, what=f"result {i} of {shape.name}") for i, item in enumerate(values)]
 
     def _seal_all(self, call: Claimed, packed: list[serialization.Packed], flags: int) -> None:
@@ -224,14 +228,20 @@ class Executor:
             status = wire.DONE_ERROR
         leaving = isinstance(error, ActorExitRequested)
         if leaving:
-            error = errors.ActorDiedError(actor_id=self.actor_id.hex(), death=errors.Death(errors.DeathCause.EXIT_ACTOR, pid=os.getpid()))
+            error = errors.ActorDiedError(
+                actor_id=self.actor_id.hex(), death=errors.Death(errors.DeathCause.EXIT_ACTOR, pid=os.getpid())
+            )
         if isinstance(error, DependencyFailed):
             record = failures.because_of_input(error.record, function_name=call.shape.name, task_id=call.spec.id)
             packed = serialization.Packed(serialization.KIND_ERROR, failures.dump(record), [], [])
-        elif isinstance(error, (errors.TaskCancelledError, errors.ActorDiedError)) and (leaving or status == wire.DONE_CANCELLED):
+        elif isinstance(error, (errors.TaskCancelledError, errors.ActorDiedError)) and (
+            leaving or status == wire.DONE_CANCELLED
+        ):
             packed = serialization.Packed(serialization.KIND_ERROR, failures.dump(failures.from_error(error)), [], [])
         else:
-            packed = serialization.dumps_exception(error, function_name=call.shape.name, task_id=call.spec.id, actor_id=self.actor_id)
+            packed = serialization.dumps_exception(
+                error, function_name=call.shape.name, task_id=call.spec.id, actor_id=self.actor_id
+            )
         self.publish_log()
         self._seal_all(call, [packed], 0)
         self.notices.add(call.spec.id, status, micros)
@@ -263,7 +273,7 @@ class Executor:
         status = code if isinstance(code, int) else 0 if code is None else 1
         os._exit(status & 0xFF)
 
-    # -- output ---------------------------------------------------------------------------------------------------------------------------
+    # -- output -------------------------------------------------------------------------------------------------------
 
     def mark_log(self, name: str) -> None:
         """Write into the log whose output follows (drivers turn it into a prefix)."""

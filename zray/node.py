@@ -15,7 +15,7 @@ import stat
 import subprocess
 import sys
 import time
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
@@ -34,10 +34,14 @@ def runtime_root() -> str:
     chosen = os.environ.get("ZRAY_RUNTIME_DIR")
     if not chosen:
         base = os.environ.get("XDG_RUNTIME_DIR", "")
-        chosen = os.path.join(base, "zray") if base and os.access(base, os.W_OK) and len(base) < _MAX_DIRECTORY - 5 else ""
+        chosen = (
+            os.path.join(base, "zray") if base and os.access(base, os.W_OK) and len(base) < _MAX_DIRECTORY - 5 else ""
+        )
     chosen = chosen or f"/tmp/zray-{os.getuid()}"
     if len(os.fsencode(chosen)) > _MAX_DIRECTORY:
-        raise errors.ZraySystemError(f"the runtime directory's name is too long for sockets ({_MAX_DIRECTORY} bytes): {chosen}. Set ZRAY_RUNTIME_DIR")
+        raise errors.ZraySystemError(
+            f"the runtime directory's name is too long for sockets ({_MAX_DIRECTORY} bytes): {chosen}. Set ZRAY_RUNTIME_DIR"
+        )
     os.makedirs(chosen, mode=0o700, exist_ok=True)
     found = os.lstat(chosen)
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
@@ -76,7 +80,7 @@ def _note_owner(directory: str, pid: int) -> None:
         file.write(f"{pid} {start_time(pid)}\n")
 
 
-# -- what the machine has -----------------------------------------------------------------------------------------------------------
+# -- what the machine has --------------------------------------------------------------------------------------------
 
 
 def _first_number(*paths: str) -> float | None:
@@ -153,7 +157,10 @@ class Node:
         """End the node and wait for it; whatever is left of its directory is removed. timeout in seconds."""
         if self.process.poll() is not None:
             log = _read_text(os.path.join(self.directory, "broker.log"))
-            print(f"[zray] the broker had ended with status {self.process.returncode}{': ' + log if log else ''}", file=sys.stderr)
+            print(
+                f"[zray] the broker had ended with status {self.process.returncode}{': ' + log if log else ''}",
+                file=sys.stderr,
+            )
         else:
             self.process.terminate()
             try:
@@ -280,5 +287,3 @@ def _read_text(path: str) -> str:
             return file.read()[-4000:].strip()
     except OSError:
         return ""
-
-

@@ -50,7 +50,7 @@ class ObjectStore:
         self.restored_bytes = 0
         self.file_bytes = 0
 
-    # -- putting -----------------------------------------------------------------------------------------------------------------
+    # -- putting ------------------------------------------------------------------------------------------------------
 
     def put(self, object_id: bytes, packed: Packed) -> ObjectRef:
         """Store a packed value under an id and return its reference.
@@ -79,7 +79,9 @@ class ObjectStore:
         store = self.store
 
         def seal() -> int:
-            return store.seal_result(slot, attempt, packed.stream, packed.buffers, packed.kind, packed.size, packed.refs, flags)
+            return store.seal_result(
+                slot, attempt, packed.stream, packed.buffers, packed.kind, packed.size, packed.refs, flags
+            )
 
         try:
             return seal()
@@ -104,7 +106,7 @@ class ObjectStore:
             "Drop arrays that were read from it, or give init(object_store_memory=...) more"
         )
 
-    # -- making room -----------------------------------------------------------------------------------------------------------------
+    # -- making room --------------------------------------------------------------------------------------------------
 
     def make_room(self, size: int) -> bool:
         """Spill least recently used values until about `size` bytes were freed; False when none could be. Raises OutOfDiskError."""
@@ -194,7 +196,7 @@ class ObjectStore:
             if self.store.reference(object_id) is None:
                 self._remove(os.path.join(self.spill_directory, name))
 
-    # -- values in files ---------------------------------------------------------------------------------------------------------------
+    # -- values in files ----------------------------------------------------------------------------------------------
 
     def _write_file(self, object_id: bytes, packed: Packed) -> bytes:
         """Write a packed value into a mapped file of its own; return the entry's data."""
@@ -216,7 +218,9 @@ class ObjectStore:
     def _put_file(self, object_id: bytes, packed: Packed) -> ObjectRef:
         data = self._write_file(object_id, packed)
         return self._with_room(
-            len(data), lambda: self.store.put_exported(object_id, data, packed.kind, _store.FLAG_FILE, packed.refs), None
+            len(data),
+            lambda: self.store.put_exported(object_id, data, packed.kind, _store.FLAG_FILE, packed.refs),
+            None,
         )
 
     def _seal_file(self, slot: int, attempt: int, packed: Packed, flags: int) -> int:
@@ -224,7 +228,9 @@ class ObjectStore:
         data = self._write_file(object_id, packed)
         return self._with_room(
             len(data),
-            lambda: self.store.seal_result(slot, attempt, data, [], packed.kind, len(data), packed.refs, flags | _store.FLAG_FILE),
+            lambda: self.store.seal_result(
+                slot, attempt, data, [], packed.kind, len(data), packed.refs, flags | _store.FLAG_FILE
+            ),
             None,
         )
 
@@ -238,7 +244,7 @@ class ObjectStore:
         with open(path, "rb") as file:
             return memoryview(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ))
 
-    # -- getting -------------------------------------------------------------------------------------------------------------------------
+    # -- getting ------------------------------------------------------------------------------------------------------
 
     def value(self, ref: ObjectRef) -> Any:
         """Return the value of a finished object, `Failed`, or NOT_HERE when it is still pending. Restores spilled values."""
@@ -248,7 +254,11 @@ class ObjectStore:
             if state == _store.STATE_SPILLED:
                 if not self._restore(ref):
                     with self._open_spilled(ref) as file:
-                        view = memoryview(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)) if size else memoryview(b"")
+                        view = (
+                            memoryview(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ))
+                            if size
+                            else memoryview(b"")
+                        )
                     return serialization.loads(kind, view)
             elif state != _store.STATE_SEALED:
                 return NOT_HERE
@@ -286,7 +296,9 @@ class ObjectStore:
         if kind == serialization.KIND_PICKLE or self.store.describe(ref)[3] & _store.FLAG_FILE or size == 0:
             return found
         first = offset - offset % _PAGE
-        mapping = mmap.mmap(self.store.fd, offset + size - first, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE, offset=first)
+        mapping = mmap.mmap(
+            self.store.fd, offset + size - first, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE, offset=first
+        )
         whole = memoryview(mapping)[offset - first : offset - first + size]
         return serialization.loads(kind, _store.KeepAlive(whole, pin), writable=True)
 

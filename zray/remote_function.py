@@ -54,7 +54,9 @@ def make_shape(kind: int, function: bytes, name: str, chosen: dict[str, Any], me
     extra = {key: chosen[key] for key in _SHAPE_EXTRAS if chosen.get(key)}
     num_returns = chosen.get("num_returns", 1)
     if not isinstance(num_returns, int):
-        raise NotImplementedError(f'num_returns="{num_returns}" is not available yet: return a list, or put the items into an actor')
+        raise NotImplementedError(
+            f'num_returns="{num_returns}" is not available yet: return a list, or put the items into an actor'
+        )
     draft = CallShape(
         b"",
         kind,
@@ -156,5 +158,3 @@ def remote_function(function: Callable[..., R], chosen: dict[str, Any]) -> Remot
     if not callable(function):
         raise TypeError(f"@zray.remote needs a function or a class, not {type(function).__name__}")
     return RemoteFunction(function, chosen)
-
-

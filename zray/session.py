@@ -51,7 +51,9 @@ class TaskContext:
 
     __slots__ = ("actor", "attempt", "children", "depth", "name", "puts", "resources", "task")
 
-    def __init__(self, task: bytes, name: str = "", attempt: int = 0, actor: bytes = b"", resources: bytes = b"") -> None:
+    def __init__(
+        self, task: bytes, name: str = "", attempt: int = 0, actor: bytes = b"", resources: bytes = b""
+    ) -> None:
         self.task = task
         self.name = name
         self.attempt = attempt
@@ -92,7 +94,7 @@ class Session:
         self._log_events = 0
         self._functions: dict[bytes, ObjectRef] = {}
 
-    # -- identity ------------------------------------------------------------------------------------------------------------------
+    # -- identity -----------------------------------------------------------------------------------------------------
 
     def current(self) -> TaskContext:
         """The task the calling thread or coroutine runs; threads that user code started count to the process's root task."""
@@ -105,7 +107,7 @@ class Session:
         context = self.current()
         return _store.with_index(context.task, 0x80000000 | next(context.puts))
 
-    # -- messages --------------------------------------------------------------------------------------------------------------------
+    # -- messages -----------------------------------------------------------------------------------------------------
 
     def tell(self, message: wire.Message) -> None:
         """Send a message to the broker, after everything packed before it."""
@@ -153,7 +155,7 @@ class Session:
             raise failures.rebuild(failures.load(bytes(data)))
         return bytes(data)
 
-    # -- objects ------------------------------------------------------------------------------------------------------------------------
+    # -- objects ------------------------------------------------------------------------------------------------------
 
     def put(self, value: Any) -> ObjectRef:
         """Store a value and return a reference to it."""
@@ -244,14 +246,15 @@ class Session:
 
     def _any_failed(self, refs: list[ObjectRef], end: int) -> bool:
         store = self.store
-        for index in range(end):
-            if store.done(refs[index]) and store.describe(refs[index])[2] & _store.KIND_ERROR_FLAG:
-                return True
-        return False
+        return any(store.done(refs[index]) and store.describe(refs[index])[2] & _store.KIND_ERROR_FLAG for index in range(end))
 
     def _timeout_text(self, refs: Sequence[ObjectRef], timeout: float | None) -> str:
         missing = [ref for ref in refs if not self.store.done(ref)]
-        first = f" First: {missing[0]!r}" + (f", submitted at {missing[0].site}" if missing[0].site else "") if missing else ""
+        first = (
+            f" First: {missing[0]!r}" + (f", submitted at {missing[0].site}" if missing[0].site else "")
+            if missing
+            else ""
+        )
         return f"{len(missing)} of {len(refs)} results were not ready after {timeout:g} s.{first}"
 
     def wait(self, refs: list[ObjectRef], want: int, timeout: float | None) -> tuple[list[ObjectRef], list[ObjectRef]]:
@@ -276,7 +279,7 @@ class Session:
                 self.on_unblock()
         return store.split(refs, want)
 
-    # -- end -------------------------------------------------------------------------------------------------------------------------------
+    # -- end ----------------------------------------------------------------------------------------------------------
 
     def check_open(self) -> None:
         """Raise ZrayUsageError when the session has ended."""

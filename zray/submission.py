@@ -48,7 +48,14 @@ class PackedCall:
 
     __slots__ = ("borrowed", "dep_ids", "kind", "refs", "stream")
 
-    def __init__(self, stream: bytes, kind: int, refs: list[ObjectRef] | None, dep_ids: tuple[bytes, ...], borrowed: tuple[bytes, ...]):
+    def __init__(
+        self,
+        stream: bytes,
+        kind: int,
+        refs: list[ObjectRef] | None,
+        dep_ids: tuple[bytes, ...],
+        borrowed: tuple[bytes, ...],
+    ):
         self.stream = stream
         self.kind = kind
         self.refs = refs
@@ -71,13 +78,21 @@ def pack_call(session: Session, args: tuple[Any, ...], kwargs: dict[str, Any], n
         if not top and not nested:
             return PackedCall(packed, serialization.KIND_PICKLE, None, NO_DEPS, NO_DEPS)
         refs = [*top, *nested]
-        return PackedCall(packed, serialization.KIND_PICKLE, refs, tuple([r.binary() for r in top]), tuple([r.binary() for r in nested]))
+        return PackedCall(
+            packed,
+            serialization.KIND_PICKLE,
+            refs,
+            tuple([r.binary() for r in top]),
+            tuple([r.binary() for r in nested]),
+        )
     if packed.size <= _ARGS_INLINE:
         stream, kind = packed.to_bytes(), packed.kind
     else:
         stream, kind = b"", packed.kind | ARGS_IN_OBJECT
         top = [*top, session.objects.put(session.next_put_id(), packed)]
-    return PackedCall(stream, kind, [*top, *nested], tuple([r.binary() for r in top]), tuple([r.binary() for r in nested]))
+    return PackedCall(
+        stream, kind, [*top, *nested], tuple([r.binary() for r in top]), tuple([r.binary() for r in nested])
+    )
 
 
 class _ShapeUse:
@@ -112,7 +127,7 @@ class Submitter:
         self._stopping = False
         session.before_wait.append(self.flush)
 
-    # -- tasks -------------------------------------------------------------------------------------------------------------------------
+    # -- tasks --------------------------------------------------------------------------------------------------------
 
     def submit(self, shape: CallShape, args: tuple[Any, ...], kwargs: dict[str, Any], site: str) -> list[ObjectRef]:
         """Submit a task; return the references of its results (one at least, even for num_returns=0)."""
@@ -137,7 +152,9 @@ class Submitter:
             self._pack_task(use, spec, context)
         return refs
 
-    def _expect(self, object_id: bytes, target: int, deps: list[ObjectRef] | None, spec: bytes | None, site: str) -> ObjectRef:
+    def _expect(
+        self, object_id: bytes, target: int, deps: list[ObjectRef] | None, spec: bytes | None, site: str
+    ) -> ObjectRef:
         """Make a pending result, spilling others when the store has no room for the kept spec."""
         store = self.session.store
         try:
@@ -148,7 +165,9 @@ class Submitter:
                     return store.expect(object_id, target, deps, spec, site)
                 except StoreFull:
                     continue
-        raise errors.ObjectStoreFullError("the object store is full: everything in it is being read or belongs to queued calls")
+        raise errors.ObjectStoreFullError(
+            "the object store is full: everything in it is being read or belongs to queued calls"
+        )
 
     def _pack_task(self, use: _ShapeUse, spec: TaskSpec, context: TaskContext) -> None:
         tasks = self._tasks
@@ -182,7 +201,7 @@ class Submitter:
         while self._frames_sent - store.own_word(wire.WORD_CONSUMED) > _FRAMES_AHEAD and not self.session.closed:
             time.sleep(0.001)
 
-    # -- leases ------------------------------------------------------------------------------------------------------------------------
+    # -- leases -------------------------------------------------------------------------------------------------------
 
     def _usable_lease(self, use: _ShapeUse, call: PackedCall) -> wire.Lease | None:
         """The leased worker for this shape when the call can go there now; asks for a lease when calls come one after another."""
@@ -203,7 +222,9 @@ class Submitter:
             use.lease = None
             use.calm = 0
             return None
-        if store.expected(lease.process) or (call.refs and not all(store.done(ref) for ref in call.refs[: len(call.dep_ids)])):
+        if store.expected(lease.process) or (
+            call.refs and not all(store.done(ref) for ref in call.refs[: len(call.dep_ids)])
+        ):
             return None
         return lease
 
@@ -254,7 +275,7 @@ class Submitter:
             known.add(shape.key)
             outbox.send(wire.encode(wire.DefineShapes([shape])))
 
-    # -- actors ------------------------------------------------------------------------------------------------------------------------
+    # -- actors -------------------------------------------------------------------------------------------------------
 
     def link(self, actor: bytes) -> ActorLink:
         """The connection to an actor; made when first asked for."""
@@ -278,7 +299,7 @@ class Submitter:
         self._dirty[link.actor] = link
         self._wake_flusher()
 
-    # -- flushing ----------------------------------------------------------------------------------------------------------------------
+    # -- flushing -----------------------------------------------------------------------------------------------------
 
     def flush(self) -> None:
         """Let everything packed leave now."""
@@ -324,7 +345,18 @@ class Submitter:
 class ActorLink:
     """This process's connection to one actor, through all its incarnations. Methods are called with the submitter's lock held."""
 
-    __slots__ = ("_calls", "actor", "address", "incarnation", "known_dead", "process", "sequence", "session", "submitter", "worker")
+    __slots__ = (
+        "_calls",
+        "actor",
+        "address",
+        "incarnation",
+        "known_dead",
+        "process",
+        "sequence",
+        "session",
+        "submitter",
+        "worker",
+    )
 
     def __init__(self, submitter: Submitter, actor: bytes) -> None:
         self.submitter = submitter
@@ -340,7 +372,9 @@ class ActorLink:
         """Packed failure that ends every further call."""
         self._calls: list[msgspec.Raw] = []
 
-    def call(self, shape: CallShape, args: tuple[Any, ...], kwargs: dict[str, Any], site: str, max_pending: int = -1) -> list[ObjectRef]:
+    def call(
+        self, shape: CallShape, args: tuple[Any, ...], kwargs: dict[str, Any], site: str, max_pending: int = -1
+    ) -> list[ObjectRef]:
         """Call a method; return the references of its results."""
         submitter, session = self.submitter, self.session
         call = pack_call(session, args, kwargs, shape.name)
@@ -372,7 +406,9 @@ class ActorLink:
                 self._pack(shape, body)
             else:
                 submitter.define_at_broker(shape)
-                message = wire.SubmitActorCalls(session.store.process, session.job, self.actor, self.incarnation, [spec])
+                message = wire.SubmitActorCalls(
+                    session.store.process, session.job, self.actor, self.incarnation, [spec]
+                )
                 session.broker.send(wire.encode(message))
         return refs
 

@@ -21,7 +21,9 @@ def ipc_endpoint(directory: str, name: str) -> str:
     """Return the endpoint of socket `name` in a session's runtime directory; raise ValueError when the path is too long for the kernel."""
     path = os.path.join(directory, name)
     if len(os.fsencode(path)) > _MAX_IPC_PATH:
-        raise ValueError(f"the runtime directory is too long for a socket address ({_MAX_IPC_PATH} bytes): {directory}. Set ZRAY_RUNTIME_DIR")
+        raise ValueError(
+            f"the runtime directory is too long for a socket address ({_MAX_IPC_PATH} bytes): {directory}. Set ZRAY_RUNTIME_DIR"
+        )
     return f"ipc://{path}"
 
 

@@ -55,7 +55,7 @@ class Message(msgspec.Struct, array_like=True, frozen=True):
     """Base of all messages; `KINDS` numbers them."""
 
 
-# -- to the broker ---------------------------------------------------------------------------------------------------------------
+# -- to the broker ---------------------------------------------------------------------------------------------------
 
 
 class Hello(Message):
@@ -227,7 +227,7 @@ class Query(Message):
     argument: str = ""
 
 
-# -- to a worker or actor ---------------------------------------------------------------------------------------------------------
+# -- to a worker or actor --------------------------------------------------------------------------------------------
 
 
 class BindJob(Message):
@@ -279,7 +279,7 @@ class Shutdown(Message):
     reason: str
 
 
-# -- replies (sealed objects, not messages) ------------------------------------------------------------------------------------------
+# -- replies (sealed objects, not messages) --------------------------------------------------------------------------
 
 
 class HelloReply(msgspec.Struct, array_like=True, frozen=True):

@@ -64,7 +64,7 @@ class Worker:
         self.session.on_block = self._on_block
         self.session.on_unblock = self._on_unblock
 
-    # -- blocking ----------------------------------------------------------------------------------------------------------------------
+    # -- blocking -----------------------------------------------------------------------------------------------------
 
     def _on_block(self) -> None:
         with self.session.lock:
@@ -79,7 +79,7 @@ class Worker:
             if self._blocked == 0:
                 self.session.tell(wire.Unblocked(self.config.number))
 
-    # -- the loop ------------------------------------------------------------------------------------------------------------------------
+    # -- the loop -----------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
         """Serve until told to end. A KeyboardInterrupt (a cancellation that found its task just over) leaves it; call again."""

@@ -69,7 +69,7 @@ class Performer:
         for action in actions:
             self._do[type(action)](action)
 
-    # -- workers ------------------------------------------------------------------------------------------------------------------------
+    # -- workers ------------------------------------------------------------------------------------------------------
 
     def start_worker(self, action: a.StartWorker) -> None:
         broker = self.broker
@@ -113,7 +113,7 @@ class Performer:
         if missing:
             self._send(number, wire.DefineShapes(missing))
 
-    # -- tasks --------------------------------------------------------------------------------------------------------------------------
+    # -- tasks --------------------------------------------------------------------------------------------------------
 
     def run_on(self, action: a.RunOn) -> None:
         worker = self.broker.workers.get(action.worker)
@@ -154,7 +154,9 @@ class Performer:
         cls = getattr(errors, kind, None)
         if cls is None:
             cls = {"ValueError": ValueError, "TypeError": TypeError}.get(kind, errors.ZraySystemError)
-        if death is not None and issubclass(cls, (errors.WorkerCrashedError, errors.ActorError, errors.OutOfMemoryError)):
+        if death is not None and issubclass(
+            cls, (errors.WorkerCrashedError, errors.ActorError, errors.OutOfMemoryError)
+        ):
             fields.setdefault("death", death)
         message = fields.pop("message", None)
         try:
@@ -213,7 +215,7 @@ class Performer:
         else:
             self._force(ref, _encode(action.value), KIND_REPLY, 0)
 
-    # -- leases -------------------------------------------------------------------------------------------------------------------------
+    # -- leases -------------------------------------------------------------------------------------------------------
 
     def grant_lease(self, action: a.GrantLease) -> None:
         worker = self.broker.workers[action.worker]
@@ -227,7 +229,7 @@ class Performer:
         if worker is not None and worker.process:
             self.store.set_word(worker.process, wire.WORD_LEASE, action.epoch)
 
-    # -- actors -------------------------------------------------------------------------------------------------------------------------
+    # -- actors -------------------------------------------------------------------------------------------------------
 
     def expect_address(self, actor: bytes, incarnation: int) -> ObjectRef:
         """Make the address object of an incarnation."""
@@ -297,7 +299,7 @@ class Performer:
     def end_actor(self, action: a.EndActor) -> None:
         self._send(action.worker, wire.ExitWhenIdle(action.reason))
 
-    # -- the rest -----------------------------------------------------------------------------------------------------------------------
+    # -- the rest -----------------------------------------------------------------------------------------------------
 
     def interrupt_task(self, action: a.InterruptTask) -> None:
         worker = self.broker.workers.get(action.worker)
@@ -318,5 +320,3 @@ class Performer:
 
     def warn(self, action: a.Warn) -> None:
         self.broker.warn(action.job, action.key, action.text)
-
-

@@ -129,7 +129,9 @@ def _read_tail(path: str) -> str:
 def _last_lines(path: str) -> list[str]:
     lines: list[str] = []
     for suffix in (".out", ".err"):
-        lines += [line for line in _read_tail(path + suffix).split("\n") if line and not line.startswith("\x1e")][-_LAST_LINES:]
+        lines += [line for line in _read_tail(path + suffix).split("\n") if line and not line.startswith("\x1e")][
+            -_LAST_LINES:
+        ]
     return lines[-_LAST_LINES:]
 
 
@@ -147,4 +149,14 @@ def kernel_oom_kills() -> int:
     return -1
 
 
-__all__ = ["Exited", "Failed", "ForkChannel", "Started", "WorkerProcess", "cause_of", "death_of", "kernel_oom_kills", "kill_group"]
+__all__ = [
+    "Exited",
+    "Failed",
+    "ForkChannel",
+    "Started",
+    "WorkerProcess",
+    "cause_of",
+    "death_of",
+    "kernel_oom_kills",
+    "kill_group",
+]

@@ -124,6 +124,8 @@ class Scheduler:
         node = self.node
         out = node.out = []
         self._handlers[type(event)](event, now)
+        if out and node.dependencies.waiters:
+            self._tasks.wake_after_errors(out)
         self._dispatcher.run(now)
         if node.story is not None:
             node.validate()

@@ -21,7 +21,16 @@ from zray.broker import events as e
 from zray.broker import status
 from zray.broker.history import History
 from zray.broker.performer import Performer
-from zray.broker.processes import Exited, Failed, ForkChannel, Started, WorkerProcess, death_of, kernel_oom_kills, kill_group
+from zray.broker.processes import (
+    Exited,
+    Failed,
+    ForkChannel,
+    Started,
+    WorkerProcess,
+    death_of,
+    kernel_oom_kills,
+    kill_group,
+)
 from zray.broker.scheduler import Scheduler, SchedulerConfig
 from zray.gcs.service import GcsService
 from zray.object_store import ObjectStore
@@ -59,7 +68,9 @@ class Job:
 class Broker:
     """One node's broker."""
 
-    def __init__(self, config: BrokerConfig, store: _store.Store, fd: int, channel: socket.socket, fork_parent_pid: int) -> None:
+    def __init__(
+        self, config: BrokerConfig, store: _store.Store, fd: int, channel: socket.socket, fork_parent_pid: int
+    ) -> None:
         self.config = config
         self.store = store
         self.fd = fd
@@ -85,9 +96,7 @@ class Broker:
         self._warned: set[tuple[int, str]] = set()
         self._oom_kills = kernel_oom_kills()
         self._next_sweep = 0.0
-        self.scheduler = Scheduler(
-            dict(config.resources), SchedulerConfig(cluster_may_grow=config.cluster_may_grow)
-        )
+        self.scheduler = Scheduler(dict(config.resources), SchedulerConfig(cluster_may_grow=config.cluster_may_grow))
         self.gcs = GcsService(self.context.publisher, config.directory, shards=config.gcs_shards)
         self.performer = Performer(self)
         self.driver_pidfd = os.pidfd_open(config.driver_pid) if config.driver_pid else -1
@@ -118,7 +127,7 @@ class Broker:
             wire.Query: self._query,
         }
 
-    # -- the loop -----------------------------------------------------------------------------------------------------------------------
+    # -- the loop -----------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
         """Serve until the session ends, then leave nothing behind."""
@@ -164,7 +173,7 @@ class Broker:
         if ref is not None:
             self.performer._force(ref, data, KIND_REPLY, 0)
 
-    # -- messages -----------------------------------------------------------------------------------------------------------------------
+    # -- messages -----------------------------------------------------------------------------------------------------
 
     def _hello(self, message: wire.Hello) -> None:
         self._jobs_seen += 1
@@ -248,7 +257,9 @@ class Broker:
         actor = message.spec.creation.id
         self.performer.expect_address(actor, 0)
         self.performer.hold_arguments(message.spec)
-        self.tell(e.ActorRequested(message.process, message.spec, self._missing(message.spec.creation.deps), message.reply))
+        self.tell(
+            e.ActorRequested(message.process, message.spec, self._missing(message.spec.creation.deps), message.reply)
+        )
 
     def _actor_calls(self, message: wire.SubmitActorCalls) -> None:
         self.tell(e.ActorCallsQueued(message.process, message.job, message.actor, message.incarnation, message.calls))
@@ -271,7 +282,7 @@ class Broker:
     def _query(self, message: wire.Query) -> None:
         self.reply(message.reply, status.answer(self, message.what, message.argument))
 
-    # -- processes ----------------------------------------------------------------------------------------------------------------------
+    # -- processes ----------------------------------------------------------------------------------------------------
 
     def _serve_descriptors(self, descriptors: list[int]) -> None:
         for fd in descriptors:
@@ -364,7 +375,7 @@ class Broker:
         except OSError:
             pass
 
-    # -- time ---------------------------------------------------------------------------------------------------------------------------
+    # -- time ---------------------------------------------------------------------------------------------------------
 
     def _tick(self, now: float) -> None:
         while (actor := self.store.next_zombie()) is not None:
@@ -381,12 +392,18 @@ class Broker:
             if os.path.isdir(self.config.spill_directory):
                 self.objects.remove_stale_files()
 
-    # -- the rest -----------------------------------------------------------------------------------------------------------------------
+    # -- the rest -----------------------------------------------------------------------------------------------------
 
     def session_config(self, job: JobSpec) -> SessionConfig:
         """What a worker of a job must know of the session."""
         return SessionConfig(
-            self.config.directory, self.config.spill_directory, self.node, job.number, job.id, job.namespace, self.config.log_to_driver
+            self.config.directory,
+            self.config.spill_directory,
+            self.node,
+            job.number,
+            job.id,
+            job.namespace,
+            self.config.log_to_driver,
         )
 
     def warn(self, job: int, key: str, text: str) -> None:
@@ -429,5 +446,3 @@ def open_file_limit() -> int:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return hard
-
-

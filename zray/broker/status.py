@@ -60,7 +60,8 @@ def workers(broker: Broker, _: str) -> list[dict[str, Any]]:
 def objects(broker: Broker, _: str) -> list[dict[str, Any]]:
     names = ("FREE", "OPEN", "PENDING", "CLAIMED", "SEALED", "SPILLED", "ZOMBIE")
     return [
-        {"object_id": row[0].hex(), "state": names[row[1]], "attempt": row[2], "size": row[3], "job": row[9]} for row in broker.store.walk()
+        {"object_id": row[0].hex(), "state": names[row[1]], "attempt": row[2], "size": row[3], "job": row[9]}
+        for row in broker.store.walk()
     ]
 
 

@@ -14,6 +14,7 @@ from zray.broker import actions, events
 from zray.broker.dependencies import Waiting
 from zray.broker.task_table import ShapeState, Shared, TaskQueue
 from zray.broker.worker_pool import BUSY, Worker
+from zray.ids import return_id
 
 if TYPE_CHECKING:
     from zray.broker.actor_events import ActorEvents
@@ -123,13 +124,31 @@ class TaskEvents:
             job.children_limit[parent] = max(64, 2 * len(children))
 
     def objects_ready(self, event: events.ObjectsReady, now: float) -> None:
+        self._wake(event.ids)
+
+    def _wake(self, objects: list[bytes]) -> None:
         node = self.node
-        for object_id in event.ids:
+        for object_id in objects:
             for waiting in node.dependencies.ready(object_id):
                 if waiting.actor is not None:
                     self._actors.arguments_ready(waiting.actor)
                 elif waiting.queue is not None:
                     node.tasks.enqueue(waiting.queue, waiting.spec)
+
+    def wake_after_errors(self, out: list[actions.Action]) -> None:
+        """Errors that are sealed in answer to this event are results too: who waits for them may go (and find out)."""
+        waiters = self.node.dependencies.waiters
+        ready: list[bytes] = []
+        for action in out:
+            if type(action) is actions.SealError:
+                ready.extend(_results(action.task, action.num_returns, waiters))
+            elif type(action) is actions.SealErrors:
+                for task in action.tasks:
+                    ready.extend(_results(task, action.num_returns, waiters))
+            elif type(action) is actions.SealEntries:
+                ready.extend(action.ids)
+        if ready:
+            self._wake(ready)
 
     # -- ends ----------------------------------------------------------------------------------------------------------
 
@@ -341,3 +360,17 @@ def _pick(handed: deque[TaskSpec], task: bytes) -> TaskSpec | None:
             del handed[index]
             return spec
     return None
+
+
+def _results(task: bytes, num_returns: int, waiters: dict[bytes, list[Waiting]]) -> list[bytes]:
+    """The results of a task that somebody waits for. When it is not known how many there are, those from the first on."""
+    found = []
+    index = 0
+    while index < num_returns or num_returns < 0:
+        result = return_id(task, index)
+        if result in waiters:
+            found.append(result)
+        elif num_returns < 0:
+            break
+        index += 1
+    return found
