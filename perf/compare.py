@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import statistics
@@ -27,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from . import startup, timing
+from .accounting import mark_environment, undisturbed
 from .floors import FLOORS
 from .rows import Row, select
 from .sides import ROOT, Side, SideError, can_run, environment
@@ -48,13 +50,18 @@ OURS = "zray"
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How much to measure: blocks of a row, seconds of a block, runs of whole processes, seconds of idling."""
+    """How much to measure: blocks of a row, seconds of a block, runs of whole processes, seconds of idling.
+
+    A block during which other processes used more than `limit` of the machine is taken again, up to `tries` times.
+    """
 
     blocks: int = 5
     seconds: float = 0.5
     runs: int = 7
     idle_seconds: float = 10.0
     patience: float = 300.0
+    limit: float = 0.05
+    tries: int = 3
 
 
 # ---- environments
@@ -91,6 +98,7 @@ class Bench:
         self._pythons = pythons
         self._patience = patience
         self._up: dict[str, Side] = {}
+        self.mark = mark_environment()
         self.versions: dict[str, dict[str, str]] = {}
 
     def side(self, name: str) -> Side:
@@ -137,12 +145,18 @@ def opened(bench: Bench, places: list[tuple[str, Row]], seconds: float) -> Itera
 def take_turns(bench: Bench, row: Row, rivals: list[str], settings: Settings) -> dict[str, Any]:
     """Measure `row` on `rivals` in turn, its floors after each round, and return rates and single calls of all.
 
+    "disturbed" is how much of the machine other processes used: the median over blocks, and the most.
     SideError when a side fails; the others' blocks are then worth nothing and are dropped too.
     """
     floors = [FLOORS[name] for name in row.floors]
     places = [(name, row) for name in rivals] + [("floors", floor) for floor in floors]
     rates: dict[str, list[float]] = {name: [] for name in [*rivals, *row.floors]}
     calls: dict[str, list[int]] = {name: [] for name in rates}
+    disturbed: list[float] = []
+
+    def take(side: Side, name: str, seconds: float, single: bool) -> tuple[timing.Block, list[int]]:
+        return side.block(name, seconds), side.sample(name, seconds / 2) if single else []
+
     with opened(bench, places, settings.seconds):
         for turn in range(settings.blocks):
             order = [(name, name, row) for name in (rivals if turn % 2 == 0 else rivals[::-1])]
@@ -150,12 +164,21 @@ def take_turns(bench: Bench, row: Row, rivals: list[str], settings: Settings) ->
             for side_name, key, measured in order:
                 share = 0.4 if side_name == "floors" else 1.0
                 side = bench.side(side_name)
-                rates[key].append(side.block(measured.name, settings.seconds * share).rate)
-                if row.latency and measured.latency:
-                    calls[key] += side.sample(measured.name, settings.seconds * share / 2)
+                (block, singles), share_of_others = undisturbed(
+                    functools.partial(
+                        take, side, measured.name, settings.seconds * share, row.latency and measured.latency
+                    ),
+                    bench.mark,
+                    limit=settings.limit,
+                    tries=settings.tries,
+                )
+                disturbed.append(share_of_others)
+                rates[key].append(block.rate)
+                calls[key] += singles
     return {
         "rates": rates,
         "latency": {name: asdict(timing.latency(taken)) for name, taken in calls.items() if taken},
+        "disturbed": {"median": round(statistics.median(disturbed), 3), "most": round(max(disturbed), 3)},
     }
 
 
@@ -279,13 +302,13 @@ def _single(latency: dict[str, Any] | None) -> str:
 def rate_lines(records: list[dict[str, Any]], verdicts: list[Verdict]) -> list[str]:
     """Return the table of rates: ours, the peer's, the ratio with its interval, the bound and whether it is met."""
     bounds = {(verdict.target.name, verdict.target.figure): verdict for verdict in verdicts}
-    table = [["row", "zray", "peer", "their rate", "ratio [95 %]", "asked", "verdict", "floor", "its rate"]]
+    table = [["row", "zray", "peer", "their rate", "ratio [95 %]", "asked", "verdict", "floor", "its rate", "others"]]
     for record in records:
         peer = record["peer"] or ""
         verdict = bounds.get((record["row"], f"x {peer}"))
         asked = verdict.target.asked if verdict else ""
         if "error" in record:
-            table.append([record["row"], "failed", peer, "", "", asked, "", "", ""])
+            table.append([record["row"], "failed", peer, "", "", asked, "", "", "", ""])
             continue
         rates = {name: statistics.median(found) for name, found in record["rates"].items()}
         floor = next((name for name in rates if name not in (OURS, peer)), "")
@@ -300,6 +323,7 @@ def rate_lines(records: list[dict[str, Any]], verdicts: list[Verdict]) -> list[s
                 describe(verdict) if verdict else "",
                 floor,
                 timing.format_rate(rates[floor], FLOORS[floor].unit) if floor else "",
+                f"{record['disturbed']['median']:.0%}",
             ]
         )
     return _columns(table)
@@ -353,6 +377,7 @@ def report(found: dict[str, Any], verdicts: list[Verdict]) -> str:
         f"load {facts['load']} at the start, {found['load_at_end']} at the end; {versions}",
         "",
         *rate_lines(found["rows"], verdicts),
+        "others: share of the machine that processes outside of this run used, median over blocks",
     ]
     for part in (latency_lines(found["rows"]), whole_lines(found["whole"]), bound_lines(verdicts)):
         if part:
@@ -378,6 +403,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--blocks", type=int, help="blocks of each row and side (5)")
     parser.add_argument("--seconds", type=float, help="seconds of a block (0.5)")
+    parser.add_argument("--tries", type=int, help="how often a block that others disturbed is taken, at most (3)")
     parser.add_argument("--quick", action="store_true", help="3 short blocks, 3 runs, without the slowest rows")
     parser.add_argument("--envs", type=Path, default=default_environments(), help="where peers are installed")
     parser.add_argument("--refresh", action="store_true", help="install the newest releases of the peers again")
@@ -394,6 +420,7 @@ def settings_of(chosen: argparse.Namespace) -> Settings:
         seconds=chosen.seconds or base.seconds,
         runs=base.runs,
         idle_seconds=base.idle_seconds,
+        tries=chosen.tries or base.tries,
     )
 
 

@@ -1,13 +1,10 @@
-"""What a node costs while it does nothing: processes, private memory, processor time. And the accounting for it.
+"""What a node costs while it does nothing: processes, private memory, processor time.
 
-Covers finding every process of a system (also those that went their own way), their memory and processor time, read
-from /proc. Does not cover memory of queued tasks (`queued.py`, which uses this accounting).
+Covers starting a node, letting it settle and watching it. Does not cover how processes and their memory are found and
+counted (`accounting.py`) or memory of queued tasks (`queued.py`).
 
 `python -m perf.idle [--api NAME] [--seconds S]` starts a node with two workers in this process, uses both once, waits
 until it is quiet and looks at it for S seconds. The driver (this process) is reported beside the node, not in it.
-
-Memory: USS are pages that nobody else maps; PSS shares the others out among those that map them; what memory files (the
-segment of an object store) hold is counted once, by file, mapped or not.
 """
 
 from __future__ import annotations
@@ -16,112 +13,10 @@ import argparse
 import os
 import sys
 import time
-import uuid
-from dataclasses import dataclass
-from pathlib import Path
 
 from . import timing
+from .accounting import mark_environment, memory_files, processes_of, usage_of, usages
 from .sides import CPUS, start
-
-MARK = "ZRAY_PERF_MARK"
-"""Environment variable by which processes of a run are known even when they are no descendants any more."""
-
-KIB = 1024
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """One process: its command, private and proportional memory in bytes, processor time in seconds since its start."""
-
-    pid: int
-    command: str
-    uss: int
-    pss: int
-    cpu_seconds: float
-
-
-def mark_environment() -> str:
-    """Mark this process and all that it starts from now on; return the mark."""
-    mark = uuid.uuid4().hex
-    os.environ[MARK] = mark
-    return mark
-
-
-def _parents() -> dict[int, int]:
-    found: dict[int, int] = {}
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            try:
-                fields = Path(f"/proc/{entry}/stat").read_text(errors="replace").rpartition(")")[2].split()
-            except OSError:
-                continue
-            if fields[0] not in "ZX":
-                found[int(entry)] = int(fields[1])
-    return found
-
-
-def processes_of(mark: str, root: int) -> list[int]:
-    """Return the ids of all living processes that descend from `root` or carry `mark`, and of theirs; without `root`.
-
-    Two ways, because daemons leave the family and libraries that set process titles overwrite their environment.
-    """
-    parents = _parents()
-    needle = f"{MARK}={mark}".encode()
-    members = {root}
-    for pid in parents:
-        try:
-            if needle in Path(f"/proc/{pid}/environ").read_bytes():
-                members.add(pid)
-        except OSError:
-            continue
-    grown = True
-    while grown:
-        new = {pid for pid, parent in parents.items() if parent in members} - members
-        members |= new
-        grown = bool(new)
-    return sorted(members - {root})
-
-
-def usage_of(pid: int) -> Usage | None:
-    """Return what a process uses now, or None when it has ended."""
-    try:
-        rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
-        command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-        nanoseconds = 0
-        for thread in os.listdir(f"/proc/{pid}/task"):
-            nanoseconds += int(Path(f"/proc/{pid}/task/{thread}/schedstat").read_text().split()[0])
-    except (OSError, ValueError, IndexError):
-        return None
-    sizes: dict[str, int] = {}
-    for line in rollup.splitlines()[1:]:
-        name, _, rest = line.partition(":")
-        sizes[name] = int(rest.split()[0]) * KIB
-    uss = sizes["Private_Clean"] + sizes["Private_Dirty"]
-    return Usage(pid, command, uss, sizes["Pss"], nanoseconds / 1e9)
-
-
-def memory_files(pids: list[int]) -> int:
-    """Return the bytes that the memory files (memfd, /dev/shm) opened by these processes hold, each file once."""
-    held: dict[tuple[int, int], int] = {}
-    for pid in pids:
-        try:
-            descriptors = os.listdir(f"/proc/{pid}/fd")
-        except OSError:
-            continue
-        for descriptor in descriptors:
-            path = f"/proc/{pid}/fd/{descriptor}"
-            try:
-                if os.readlink(path).startswith(("/memfd:", "/dev/shm/")):
-                    status = os.stat(path)
-                    held[status.st_dev, status.st_ino] = status.st_blocks * 512
-            except OSError:
-                continue
-    return sum(held.values())
-
-
-def usages(pids: list[int]) -> list[Usage]:
-    """Return the usage of those of `pids` that live."""
-    return [usage for pid in pids if (usage := usage_of(pid)) is not None]
 
 
 def await_quiet(mark: str, *, limit: float = 20.0, below: float = 0.05) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from . import timing
-from .idle import mark_environment, memory_files, processes_of, usages
+from .accounting import mark_environment, memory_files, processes_of, usages
 from .rows import BATCH, small_value
 from .sides import CPUS, start
 

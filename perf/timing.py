@@ -168,7 +168,7 @@ def bucket_edge(microseconds: float) -> float:
     if microseconds <= 0.0625:
         return 0.0625
     quarters = math.ceil(4 * math.log2(microseconds) - 1e-9)  # a time on an edge belongs below it
-    return round(2.0 ** (quarters / 4), 4)
+    return round(math.pow(2.0, quarters / 4), 4)
 
 
 def latency(nanoseconds: Iterable[int]) -> Latency:

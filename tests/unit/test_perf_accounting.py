@@ -6,10 +6,11 @@ import mmap
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 
-from perf import idle
+from perf import accounting
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -23,8 +24,8 @@ print(child.pid, flush=True)
 
 @pytest.fixture
 def mark(monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv(idle.MARK, "")
-    return idle.mark_environment()
+    monkeypatch.setenv(accounting.MARK, "")
+    return accounting.mark_environment()
 
 
 def test_children_and_those_that_left_the_family_are_found(mark: str) -> None:
@@ -36,10 +37,10 @@ def test_children_and_those_that_left_the_family_are_found(mark: str) -> None:
     started.wait(20)
     [daemon] = [int(line) for line in lines - {"up"}]
     try:
-        assert idle.processes_of(mark, os.getpid()) == [daemon]
-        assert daemon in idle.processes_of(mark, 1)
-        assert idle.processes_of("another mark", daemon) == []
-        usage = idle.usage_of(daemon)
+        assert accounting.processes_of(mark, os.getpid()) == [daemon]
+        assert daemon in accounting.processes_of(mark, 1)
+        assert accounting.processes_of("another mark", daemon) == []
+        usage = accounting.usage_of(daemon)
         assert usage is not None
         assert 0 < usage.uss <= usage.pss
         assert usage.cpu_seconds > 0
@@ -47,14 +48,14 @@ def test_children_and_those_that_left_the_family_are_found(mark: str) -> None:
         started.stdin.close()
         started.stdout.read()
         started.stdout.close()
-    assert idle.usages([started.pid]) == []
+    assert accounting.usages([started.pid]) == []
 
 
 def test_private_memory_grows_by_what_is_touched() -> None:
-    before = idle.usage_of(os.getpid())
+    before = accounting.usage_of(os.getpid())
     with mmap.mmap(-1, 32 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
         memory.write(b"x" * (32 << 20))
-        after = idle.usage_of(os.getpid())
+        after = accounting.usage_of(os.getpid())
     assert before is not None
     assert after is not None
     assert after.uss - before.uss > 31 << 20
@@ -62,15 +63,64 @@ def test_private_memory_grows_by_what_is_touched() -> None:
 
 def test_memory_files_count_what_they_hold_once() -> None:
     here = os.getpid()
-    before = idle.memory_files([here])
+    before = accounting.memory_files([here])
     first = os.memfd_create("zray-test")
     second = os.dup(first)
     try:
         os.ftruncate(first, 64 << 20)
-        assert idle.memory_files([here]) == before, "a hole costs nothing"
+        assert accounting.memory_files([here]) == before, "a hole costs nothing"
         os.posix_fallocate(first, 0, 8 << 20)
-        assert idle.memory_files([here, here]) == before + (8 << 20)
+        assert accounting.memory_files([here, here]) == before + (8 << 20)
     finally:
         os.close(first)
         os.close(second)
-    assert idle.memory_files([here]) == before
+    assert accounting.memory_files([here]) == before
+
+
+SPIN = """
+import time
+end = time.monotonic() + 60
+while time.monotonic() < end:
+    pass
+"""
+
+
+def test_strangers_disturb_and_our_own_children_do_not(mark: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = subprocess.Popen([sys.executable, "-c", SPIN])
+    try:
+        ours_seen = accounting.Disturbance(mark)
+        stranger = accounting.Disturbance(mark)
+        before = accounting.usage_of(ours.pid)
+        assert before is not None
+        while (now := accounting.usage_of(ours.pid)) is None or now.cpu_seconds < before.cpu_seconds + 0.2:
+            time.sleep(0.01)
+        quiet = ours_seen.share()
+        monkeypatch.setattr(accounting, "processes_of", lambda _mark, _root: [])
+        loud = stranger.share()
+    finally:
+        ours.kill()
+        ours.wait()
+    assert loud > quiet
+    assert quiet >= 0.0
+
+
+def test_of_several_tries_the_least_disturbed_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    shares = iter([0.5, 0.2, 0.9])
+
+    class Scripted:
+        def __init__(self, mark: str) -> None:
+            assert mark == "mark"
+
+        def share(self) -> float:
+            return next(shares)
+
+    monkeypatch.setattr(accounting, "Disturbance", Scripted)
+    results = iter(["slow", "fast", "slowest"])
+    assert accounting.undisturbed(lambda: next(results), "mark", limit=0.1, tries=3) == ("fast", 0.2)
+
+
+def test_a_quiet_machine_needs_one_try() -> None:
+    calls: list[int] = []
+    found, share = accounting.undisturbed(lambda: calls.append(1), "mark", limit=float("inf"), tries=9)
+    assert (found, calls) == (None, [1])
+    assert share >= 0.0

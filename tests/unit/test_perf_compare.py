@@ -26,6 +26,7 @@ def record(row: str, ours: list[float], theirs: list[float], floor: list[float])
             "zmq echo": {"value": ours[0] / floor[0], "low": 0.1, "high": 0.9},
         },
         "latency": {"zray": {"p50": 80.0, "p99": 120.0}, "ray": {"p50": 1300.0, "p99": 1700.0}},
+        "disturbed": {"median": 0.03, "most": 0.2},
     }
 
 
