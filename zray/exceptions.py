@@ -1,5 +1,8 @@
 """The exceptions under the module name that programs written for Ray use; they are defined in `zray.errors`."""
+
 from __future__ import annotations
 
+from zray import errors
 from zray.errors import *  # noqa: F403
-from zray.errors import __all__ as __all__
+
+__all__ = [name for name, value in vars(errors).items() if isinstance(value, type) and not name.startswith("_")]
