@@ -363,7 +363,8 @@ def _pick(handed: deque[TaskSpec], task: bytes) -> TaskSpec | None:
 
 
 def _results(task: bytes, num_returns: int, waiters: dict[bytes, list[Waiting]]) -> list[bytes]:
-    """The results of a task that somebody waits for. When it is not known how many there are, those from the first on."""
+    """The results of a task that somebody waits for; when it is not known how many there are, those from the first
+    on."""
     found = []
     index = 0
     while index < num_returns or num_returns < 0:
