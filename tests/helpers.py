@@ -197,6 +197,30 @@ class Tally:
         return Tally, (self.path,)
 
 
+class Keeper:
+    """An actor class: keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.kept: list[Any] = []
+
+    def keep(self, *things: Any) -> None:
+        self.kept.append(things)
+
+    def keep_value(self, value: Any) -> None:
+        self.kept.append(value)
+
+    def read(self) -> Any:
+        import zray
+
+        return zray.get(self.kept[-1][0][0])
+
+    def forget(self) -> None:
+        self.kept.clear()
+
+    def pid(self) -> int:
+        return os.getpid()
+
+
 # -- driver programs of their own ----------------------------------------------------------------------------------------
 
 _PRELUDE = """\

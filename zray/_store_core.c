@@ -1092,7 +1092,8 @@ static void repair(zs_store *s) {
     CRASH_POINT();
     for (uint32_t i = 1; i < h->entry_bump; i++) {
         zs_entry *e = entry_at(s, i);
-        if (e->state == ZS_ZOMBIE && (e->holds || e->held_by_objects)) set_state(h, e, ZS_SEALED);    /* cut short while it was found again */
+        /* cut short while it was found again, or taken out */
+        if (e->state == ZS_ZOMBIE && (e->holds || e->held_by_objects || !(e->flags & ZS_FLAG_NOTIFY))) set_state(h, e, ZS_SEALED);
         if (e->state == ZS_ZOMBIE) list_zombie(s, i);
         list_used(s, i);
         unreferenced(s, i);

@@ -263,7 +263,7 @@ class ActorHandle(Generic[T]):
         if shape is None:
             given = {"num_returns": self._zray_methods.get(name, 1)} if chosen is None else {**chosen}
             given.setdefault("num_returns", self._zray_methods.get(name, 1))
-            title = given.get("name") or f"{self._zray_class}.{name}"
+            title = str(given.get("name") or "") or f"{self._zray_class}.{name}"
             shape = make_shape(ACTOR_METHOD, b"", title, given, name)
             if chosen is None:
                 link[2][name] = shape

@@ -60,9 +60,9 @@ class ActorHost:
         token = RUNNING.set(context)
         try:
             executor.mark_log(shape.name)
-            cls = executor.function(shape)
+            cls: Any = executor.function(shape)
             args, kwargs = executor.arguments(creation) if creation.args or creation.args_kind else ((), {})
-            instance = cls.__new__(cls)  # type: ignore[call-overload]
+            instance: Any = cls.__new__(cls)
             self.instance = instance
             instance.__init__(*args, **kwargs)
         except BaseException as error:

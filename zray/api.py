@@ -9,7 +9,7 @@ import atexit
 import os
 import sys
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
@@ -413,7 +413,7 @@ def wait(
     Raises:
         TypeError, ValueError: not references, duplicates, or a bad number.
     """
-    if type(refs) is ObjectRef:
+    if cast("object", type(refs)) is ObjectRef:
         raise TypeError("zray.wait() takes a list of references, not one reference; put it into a list")
     items = refs if type(refs) is list else list(refs)
     wrong = _store.all_refs(items)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import pickle
+import struct
 from typing import TYPE_CHECKING, Any
 
 import numpy
@@ -44,7 +45,7 @@ class UnsealedArray:
         offset = start + (-start) % 64
         self._room = session.objects.open(session.next_put_id(), offset + size)
         whole = memoryview(self._room)
-        whole[:24] = serialization.head(1, len(stream), [(offset, size)])
+        whole[:24] = struct.pack("<IIQQ", 1, len(stream), offset, size)  # the layout of serialization.KIND_BUFFERS
         whole[24:start] = stream
         self.array = numpy.frombuffer(whole, kind, count, offset).reshape(shape)
         self._sealed: ObjectRef | None = None

@@ -90,7 +90,7 @@ class RemoteFunction(Generic[R]):
     def __init__(self, function: Callable[..., R], chosen: dict[str, Any]) -> None:
         self._function = function
         self._options = chosen
-        self._name = chosen.get("name") or getattr(function, "__qualname__", type(function).__name__)
+        self._name = str(chosen.get("name") or getattr(function, "__qualname__", type(function).__name__))
         self._prepared: tuple[Session, CallShape] | None = None
         functools.update_wrapper(self, function, updated=())
 

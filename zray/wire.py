@@ -58,7 +58,7 @@ class Message(msgspec.Struct, array_like=True, frozen=True):
 # -- to the broker ---------------------------------------------------------------------------------------------------
 
 
-class Hello(Message):
+class Hello(Message, frozen=True):
     """Driver -> broker, first message: here is my job. Reply: the job's number and what the driver must know of the node."""
 
     process: int
@@ -68,27 +68,27 @@ class Hello(Message):
     python: str
 
 
-class Goodbye(Message):
+class Goodbye(Message, frozen=True):
     """Driver -> broker: the job is over; end its tasks and non-detached actors."""
 
     process: int
     job: int
 
 
-class WorkerReady(Message):
+class WorkerReady(Message, frozen=True):
     """Worker -> broker: inbox bound, ready for work."""
 
     worker: int
     process: int
 
 
-class DefineShapes(Message):
+class DefineShapes(Message, frozen=True):
     """Any sender -> broker or worker: shapes that later messages on this connection name by key."""
 
     shapes: list[CallShape]
 
 
-class SubmitTasks(Message):
+class SubmitTasks(Message, frozen=True):
     """Driver, worker or actor -> broker: run these. Several specs a frame when the sender has more than it can send."""
 
     process: int
@@ -97,7 +97,7 @@ class SubmitTasks(Message):
     tasks: list[TaskSpec]
 
 
-class TasksDone(Message):
+class TasksDone(Message, frozen=True):
     """Worker -> broker, batched: what became of tasks, in the order of their ends."""
 
     worker: int
@@ -111,25 +111,25 @@ class TasksDone(Message):
     """Nothing is left in the worker's queue."""
 
 
-class Blocked(Message):
+class Blocked(Message, frozen=True):
     """Worker or actor -> broker: its thread waits for an object; lend its CPU."""
 
     worker: int
 
 
-class Unblocked(Message):
+class Unblocked(Message, frozen=True):
     """Worker or actor -> broker: it goes on."""
 
     worker: int
 
 
-class Sealed(Message):
+class Sealed(Message, frozen=True):
     """Worker or actor -> broker: objects that the broker asked the store to be told of now exist."""
 
     ids: bytes
 
 
-class LeaseRequest(Message):
+class LeaseRequest(Message, frozen=True):
     """Driver, worker or actor -> broker: lend me a worker for calls of this shape. The reply is sealed when (if ever) one is granted: Lease; a lease is
     taken back by raising word WORD_LEASE of the worker's process record."""
 
@@ -139,7 +139,7 @@ class LeaseRequest(Message):
     reply: bytes
 
 
-class LeaseReturn(Message):
+class LeaseReturn(Message, frozen=True):
     """Lessee -> broker: no longer needed."""
 
     process: int
@@ -147,7 +147,7 @@ class LeaseReturn(Message):
     epoch: int
 
 
-class CreateActor(Message):
+class CreateActor(Message, frozen=True):
     """Driver, worker or actor -> broker. Failure to construct appears as the error of the actor's address object. `reply` (only for named actors and
     get_if_exists) is sealed with the id of the actor that now bears the name, or an error."""
 
@@ -156,7 +156,7 @@ class CreateActor(Message):
     reply: bytes
 
 
-class SubmitActorCalls(Message):
+class SubmitActorCalls(Message, frozen=True):
     """Caller -> broker: calls to an actor that is not (or no longer) reachable; they are forwarded in order once it is."""
 
     process: int
@@ -166,7 +166,7 @@ class SubmitActorCalls(Message):
     calls: list[TaskSpec]
 
 
-class ActorReady(Message):
+class ActorReady(Message, frozen=True):
     """Actor -> broker: constructed."""
 
     worker: int
@@ -174,7 +174,7 @@ class ActorReady(Message):
     actor: bytes
 
 
-class ActorFailed(Message):
+class ActorFailed(Message, frozen=True):
     """Actor -> broker: the constructor raised; `error` is the packed failure."""
 
     worker: int
@@ -182,14 +182,14 @@ class ActorFailed(Message):
     error: bytes
 
 
-class ActorExit(Message):
+class ActorExit(Message, frozen=True):
     """Actor -> broker: it ends by its own will (exit_actor, or after ExitWhenIdle)."""
 
     worker: int
     actor: bytes
 
 
-class CancelTask(Message):
+class CancelTask(Message, frozen=True):
     """Anyone -> broker."""
 
     task: bytes
@@ -197,14 +197,14 @@ class CancelTask(Message):
     recursive: bool
 
 
-class KillActor(Message):
+class KillActor(Message, frozen=True):
     """Anyone -> broker."""
 
     actor: bytes
     no_restart: bool
 
 
-class LookupActor(Message):
+class LookupActor(Message, frozen=True):
     """Anyone -> broker: the id and spec of the actor with this name; the reply is an ActorSpec or an error."""
 
     name: str
@@ -212,14 +212,14 @@ class LookupActor(Message):
     reply: bytes
 
 
-class GcsRequest(Message):
+class GcsRequest(Message, frozen=True):
     """Anyone -> broker: a request to the control store; the reply object is its encoded answer."""
 
     body: bytes
     reply: bytes
 
 
-class Query(Message):
+class Query(Message, frozen=True):
     """Anyone -> broker: state of the node or cluster (`what` names it); the reply is msgpack."""
 
     what: str
@@ -230,19 +230,19 @@ class Query(Message):
 # -- to a worker or actor --------------------------------------------------------------------------------------------
 
 
-class BindJob(Message):
+class BindJob(Message, frozen=True):
     """Broker -> worker, once: whose code it will run."""
 
     job: JobSpec
 
 
-class RunTasks(Message):
+class RunTasks(Message, frozen=True):
     """Broker -> worker: run these in order; each must be claimed first."""
 
     tasks: list[TaskSpec]
 
 
-class RunDirect(Message):
+class RunDirect(Message, frozen=True):
     """Lessee -> worker: the same, without the broker between. Specs are kept in the store for recovery."""
 
     process: int
@@ -250,7 +250,7 @@ class RunDirect(Message):
     tasks: list[TaskSpec]
 
 
-class StartActor(Message):
+class StartActor(Message, frozen=True):
     """Broker -> worker: become this actor."""
 
     spec: ActorSpec
@@ -259,7 +259,7 @@ class StartActor(Message):
     """Calls of the previous incarnation to run again, in order, before all others."""
 
 
-class CallActor(Message):
+class CallActor(Message, frozen=True):
     """Caller (or broker, forwarding) -> actor."""
 
     process: int
@@ -267,13 +267,13 @@ class CallActor(Message):
     calls: list[TaskSpec]
 
 
-class ExitWhenIdle(Message):
+class ExitWhenIdle(Message, frozen=True):
     """Broker -> actor: no handle is left; end after the calls already received."""
 
     reason: str
 
 
-class Shutdown(Message):
+class Shutdown(Message, frozen=True):
     """Broker -> worker: end now."""
 
     reason: str

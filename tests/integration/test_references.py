@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import zray
-from tests.helpers import object_state, query, wait_for, wait_gone
+from tests.helpers import Keeper, object_state, query, wait_for, wait_gone
 from zray import exceptions
 
 if TYPE_CHECKING:
@@ -24,28 +24,6 @@ pytestmark = pytest.mark.usefixtures("warm")
 
 SOON = 2.0
 """Seconds: what is promised is one, from the last reference to the end."""
-
-
-class Keeper:
-    """Keeps what it is given."""
-
-    def __init__(self) -> None:
-        self.kept: list[Any] = []
-
-    def keep(self, *things: Any) -> None:
-        self.kept.append(things)
-
-    def keep_value(self, value: Any) -> None:
-        self.kept.append(value)
-
-    def read(self) -> Any:
-        return zray.get(self.kept[-1][0][0])
-
-    def forget(self) -> None:
-        self.kept.clear()
-
-    def pid(self) -> int:
-        return os.getpid()
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ class Action(msgspec.Struct, frozen=True):
     """Base of all actions."""
 
 
-class StartWorker(Action):
+class StartWorker(Action, frozen=True):
     """Fork a worker for a job. Answer: WorkerStarted, then WorkerIsReady, or WorkerStartFailed."""
 
     worker: int
@@ -26,21 +26,21 @@ class StartWorker(Action):
     title: str = ""
 
 
-class KillWorker(Action):
+class KillWorker(Action, frozen=True):
     """SIGKILL its whole process group. Answer: WorkerExited."""
 
     worker: int
     reason: str
 
 
-class StopWorker(Action):
+class StopWorker(Action, frozen=True):
     """Ask an idle worker to end (Shutdown message). Answer: WorkerExited."""
 
     worker: int
     reason: str
 
 
-class RunOn(Action):
+class RunOn(Action, frozen=True):
     """Hand tasks to a worker, in order (its shapes and job are sent first where it lacks them)."""
 
     worker: int
@@ -52,7 +52,7 @@ UNKNOWN_RETURNS: Final = -1
 has."""
 
 
-class Reopen(Action):
+class Reopen(Action, frozen=True):
     """Raise the attempt of a task's results in the store (`zs_retry`) and set spec.attempt to it before anything else
     happens with it. Only executions that a death (or retry_exceptions) cost are reopened, so `spec.attempt` counts the
     retries used. Results that are sealed already stay as they are."""
@@ -61,7 +61,7 @@ class Reopen(Action):
     num_returns: int
 
 
-class SealError(Action):
+class SealError(Action, frozen=True):
     """Seal all results of a task with a system error, whoever claimed it. `kind` names the exception class in
     zray.errors (or a builtin one), `fields` what is known: ids as hexadecimal `task_id`, `actor_id`; `function_name`,
     `class_name`, `name`, `namespace`; `message` when the text is ready; for deaths `cause` (a name of
@@ -75,7 +75,7 @@ class SealError(Action):
     fields: dict[str, object]
 
 
-class SealErrors(Action):
+class SealErrors(Action, frozen=True):
     """SealError for many tasks that end for the same reason (their job is over, no worker can be started for it)."""
 
     tasks: list[bytes]
@@ -84,7 +84,7 @@ class SealErrors(Action):
     fields: dict[str, object]
 
 
-class SealEntries(Action):
+class SealEntries(Action, frozen=True):
     """Seal these pending objects (ids of objects, not of tasks) with a system error; `kind` and `fields` as in
     SealError."""
 
@@ -93,14 +93,14 @@ class SealEntries(Action):
     fields: dict[str, object]
 
 
-class WatchObjects(Action):
+class WatchObjects(Action, frozen=True):
     """Look whether these objects are sealed (`zs_watch_broker` again): a notice may have died with its sender. Answer:
     ObjectsReady for those that are."""
 
     ids: list[bytes]
 
 
-class SealReply(Action):
+class SealReply(Action, frozen=True):
     """Seal a reply object: `value` is a record or plain data to be packed as msgpack; `error` (kind, fields) instead
     when not None."""
 
@@ -109,7 +109,7 @@ class SealReply(Action):
     error: tuple[str, dict[str, object]] | None = None
 
 
-class GrantLease(Action):
+class GrantLease(Action, frozen=True):
     """Seal the reply with wire.Lease; set WORD_LEASE of the worker's process record to epoch first. The worker gets the
     shape and the job."""
 
@@ -119,14 +119,14 @@ class GrantLease(Action):
     epoch: int
 
 
-class RevokeLease(Action):
+class RevokeLease(Action, frozen=True):
     """Raise WORD_LEASE of the worker's process record to epoch."""
 
     worker: int
     epoch: int
 
 
-class BeginActor(Action):
+class BeginActor(Action, frozen=True):
     """Send StartActor to the worker (and make its process the target of the replayed calls in the store)."""
 
     worker: int
@@ -135,7 +135,7 @@ class BeginActor(Action):
     replay: list[TaskSpec]
 
 
-class ActorAlive(Action):
+class ActorAlive(Action, frozen=True):
     """Seal the address object return_id(actor, incarnation)."""
 
     actor: bytes
@@ -143,7 +143,7 @@ class ActorAlive(Action):
     worker: int
 
 
-class ActorDown(Action):
+class ActorDown(Action, frozen=True):
     """That incarnation is over. When `next` is true make return_id(actor, incarnation+1) pending (it will be
     restarted), else seal the current and the next address object with the error, so that callers learn why."""
 
@@ -154,7 +154,7 @@ class ActorDown(Action):
     fields: dict[str, object]
 
 
-class ForwardCalls(Action):
+class ForwardCalls(Action, frozen=True):
     """Send queued calls to a living actor (and make its process their target in the store)."""
 
     worker: int
@@ -163,27 +163,27 @@ class ForwardCalls(Action):
     calls: list[TaskSpec]
 
 
-class EndActor(Action):
+class EndActor(Action, frozen=True):
     """Send ExitWhenIdle."""
 
     worker: int
     reason: str
 
 
-class InterruptTask(Action):
+class InterruptTask(Action, frozen=True):
     """Make the worker raise TaskCancelledError in this task if it is running it, or when it comes to it."""
 
     worker: int
     task: bytes
 
 
-class ForgetShapes(Action):
+class ForgetShapes(Action, frozen=True):
     """A job is over: these shapes are no longer needed."""
 
     shapes: list[bytes]
 
 
-class RecordEvent(Action):
+class RecordEvent(Action, frozen=True):
     """Tell the control store what happened to a task or actor (bounded, batched by the server)."""
 
     table: str
@@ -192,7 +192,7 @@ class RecordEvent(Action):
     detail: str
 
 
-class Warn(Action):
+class Warn(Action, frozen=True):
     """One line for the job's driver (or all drivers when job is 0), once per key."""
 
     job: int

@@ -15,27 +15,27 @@ class Event(msgspec.Struct, frozen=True):
     """Base of all events."""
 
 
-class JobStarted(Event):
+class JobStarted(Event, frozen=True):
     """A driver was admitted."""
 
     job: JobSpec
     process: int
 
 
-class JobEnded(Event):
+class JobEnded(Event, frozen=True):
     """A driver said good-bye or died."""
 
     job: int
     reason: str
 
 
-class ShapesDefined(Event):
+class ShapesDefined(Event, frozen=True):
     """Shapes that later specs name."""
 
     shapes: list[CallShape]
 
 
-class TasksSubmitted(Event):
+class TasksSubmitted(Event, frozen=True):
     """New tasks. `missing[i]` are the dependencies of tasks[i] that are not sealed yet; None when nothing at all is
     missing."""
 
@@ -46,13 +46,13 @@ class TasksSubmitted(Event):
     missing: list[tuple[bytes, ...]] | None
 
 
-class ObjectsReady(Event):
+class ObjectsReady(Event, frozen=True):
     """Objects some task waits for are sealed (or turned out to be errors: the executor finds out)."""
 
     ids: list[bytes]
 
 
-class TasksFinished(Event):
+class TasksFinished(Event, frozen=True):
     """Ends of tasks on one worker, in order; columns of equal length (statuses: wire.DONE_*)."""
 
     worker: int
@@ -62,7 +62,7 @@ class TasksFinished(Event):
     idle: bool
 
 
-class WorkerStarted(Event):
+class WorkerStarted(Event, frozen=True):
     """The fork parent made the process. May come again when more is known: `process` (its handle in the store) is 0
     until then."""
 
@@ -71,13 +71,13 @@ class WorkerStarted(Event):
     process: int
 
 
-class WorkerIsReady(Event):
+class WorkerIsReady(Event, frozen=True):
     """Its inbox is bound."""
 
     worker: int
 
 
-class WorkerExited(Event):
+class WorkerExited(Event, frozen=True):
     """Confirmed exit. `status`: as os.waitstatus_to_exitcode (negative: signal). `oom`: the kernel or the memory watch
     killed it."""
 
@@ -95,40 +95,40 @@ class WorkerExited(Event):
     have ended is taken for it."""
 
 
-class WorkerStartFailed(Event):
+class WorkerStartFailed(Event, frozen=True):
     """The process could not be made (no memory, no process ids)."""
 
     worker: int
     reason: str
 
 
-class WorkerBlocked(Event):
+class WorkerBlocked(Event, frozen=True):
     worker: int
 
 
-class WorkerUnblocked(Event):
+class WorkerUnblocked(Event, frozen=True):
     worker: int
 
 
-class LeaseRequested(Event):
+class LeaseRequested(Event, frozen=True):
     process: int
     job: int
     shape: bytes
     reply: bytes
 
 
-class LeaseReturned(Event):
+class LeaseReturned(Event, frozen=True):
     worker: int
     epoch: int
 
 
-class ProcessGone(Event):
+class ProcessGone(Event, frozen=True):
     """A caller (driver, worker or actor) is dead or left: its leases end, its queued lease requests are dropped."""
 
     process: int
 
 
-class ActorRequested(Event):
+class ActorRequested(Event, frozen=True):
     """Create an actor. `missing`: dependencies of the constructor that are not sealed yet. `reply`: see
     wire.CreateActor."""
 
@@ -138,19 +138,19 @@ class ActorRequested(Event):
     reply: bytes
 
 
-class ActorConstructed(Event):
+class ActorConstructed(Event, frozen=True):
     worker: int
     process: int
     actor: bytes
 
 
-class ActorConstructionFailed(Event):
+class ActorConstructionFailed(Event, frozen=True):
     worker: int
     actor: bytes
     error: bytes
 
 
-class ActorCallsQueued(Event):
+class ActorCallsQueued(Event, frozen=True):
     """Calls that come through the broker because the actor was not reachable when they were made."""
 
     process: int
@@ -160,25 +160,25 @@ class ActorCallsQueued(Event):
     calls: list[TaskSpec]
 
 
-class ActorUnreferenced(Event):
+class ActorUnreferenced(Event, frozen=True):
     """The last handle is gone (its life object turned zombie). Calls already on their way are still answered."""
 
     actor: bytes
 
 
-class ActorLeft(Event):
+class ActorLeft(Event, frozen=True):
     """It announced that it ends by its own will; its exit follows."""
 
     worker: int
     actor: bytes
 
 
-class ActorKill(Event):
+class ActorKill(Event, frozen=True):
     actor: bytes
     no_restart: bool
 
 
-class TaskCancel(Event):
+class TaskCancel(Event, frozen=True):
     task: bytes
     force: bool
     recursive: bool
@@ -187,13 +187,13 @@ class TaskCancel(Event):
     went straight to it is found."""
 
 
-class ActorLookup(Event):
+class ActorLookup(Event, frozen=True):
     name: str
     namespace: str
     reply: bytes
 
 
-class Tick(Event):
+class Tick(Event, frozen=True):
     """Time passed (about every 100 ms while anything is going on, and when `Scheduler.wake_at` is reached)."""
 
     leased_busy: frozenset[int] = frozenset()

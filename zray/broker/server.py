@@ -35,6 +35,7 @@ from zray.broker.scheduler import Scheduler, SchedulerConfig
 from zray.gcs.service import GcsService
 from zray.object_store import ObjectStore
 from zray.session import KIND_REPLY, SessionConfig
+from zray.task import TaskSpec
 from zray.transport import Context, Poller, ipc_endpoint
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 
     from zray.broker.config import BrokerConfig
     from zray.errors import Death
-    from zray.task import CallShape, JobSpec, TaskSpec
+    from zray.task import CallShape, JobSpec
 
 _TICK_S: Final = 0.1
 _IDLE_TICK_S: Final = 0.25
@@ -51,7 +52,7 @@ _SWEEP_S: Final = 1.0
 _FRAMES_PER_ROUND: Final = 256
 _DEATHS_KEPT: Final = 1000
 
-_decode_spec = msgspec.msgpack.Decoder(wire.TaskSpec).decode
+_decode_spec = msgspec.msgpack.Decoder(TaskSpec).decode
 
 
 class Job:
