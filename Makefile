@@ -15,6 +15,7 @@ PYTEST_ARGS ?=
 DEMO_ARGS ?=
 BENCH_ARGS ?=
 
+comma := ,
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
@@ -74,15 +75,19 @@ $(VENV)/.stamp-build: $(VENV)/.stamp-venv $(SOURCES)
 	$(BIN)/python setup.py -q build_ext --inplace --parallel 2
 	@touch $@
 
-# "compat" puts one directory on the path; the default would install an import hook that every interpreter pays for.
-EDITABLE := $(PIP) install --no-build-isolation --config-settings editable_mode=compat -e
+# "compat" puts one directory on the path; the default is an import hook, for which every interpreter pays 10 ms. setuptools
+# means to drop the mode some day: then the default has to do.
+define editable
+$(PIP) install --no-build-isolation --config-settings editable_mode=compat -e $(1) \
+  || $(PIP) install --no-build-isolation -e $(1)
+endef
 
 $(VENV)/.stamp-install: $(VENV)/.stamp-venv pyproject.toml setup.py | $(VENV)/.stamp-build
-	$(EDITABLE) '.[demo]'
+	$(call editable,'.[demo]')
 	@touch $@
 
 $(VENV)/.stamp-test: $(VENV)/.stamp-install
-	$(EDITABLE) '.[demo,test]'
+	$(call editable,'.[demo$(comma)test]')
 	@touch $@
 
 $(VENV)/.stamp-torch: $(VENV)/.stamp-venv
