@@ -212,13 +212,16 @@ class TaskRows:
         pop = self._live.get(job, {}).pop
         specs: list[TaskSpec | None] = [pop(task, None) for task in ids]
         ended, held = self._ended, self._held
-        if (None in specs and not ended.keys().isdisjoint(ids)) or (held and not held.keys().isdisjoint(ids)):
-            self._find_earlier(ids, specs)
         self.sequence += 1
-        batch = EndedBatch(self.sequence, job, b"".join(ids), statuses, micros, workers, times, _encode(specs))
+        batch = EndedBatch(self.sequence, job, b"".join(ids), statuses, micros, workers, times, b"")
+        fresh = dict.fromkeys(ids, batch)
+        known = len(fresh) < len(ids) or not ended.keys().isdisjoint(ids) if None in specs else False
+        if known or (held and not held.keys().isdisjoint(ids)):
+            self._find_earlier(ids, specs)
+        batch.specs = _encode(specs)
         if Fault.ENDED_TASK_LOST in self._faults:
-            ids = ids[:-1]
-        ended.update(dict.fromkeys(ids, batch))
+            fresh.popitem()
+        ended.update(fresh)
         self._ring.append(batch)
         self.bytes += batch.size
         totals = self.totals
@@ -231,10 +234,12 @@ class TaskRows:
 
         Held specs of tasks that end again are released: the new row has the spec, and is newer than what is held.
         """
+        here: dict[bytes, TaskSpec | None] = {}
         for index, task in enumerate(ids):
             if specs[index] is None:
-                row = self._read_ended(task)
-                specs[index] = None if row is None else row.spec
+                row = None if task in here else self._read_ended(task)
+                specs[index] = here.get(task) if row is None else row.spec
+            here[task] = specs[index]
             self._release(task)
 
     def drop_job(self, job: int) -> None:
