@@ -32,12 +32,17 @@ TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """One process: its command, private and proportional memory in bytes, processor time in seconds since its start."""
+    """One process: its command, memory in bytes, processor time in seconds since its start.
+
+    `own` is the proportional share of everything but shared memory: added to what memory files hold, nothing is counted
+    twice.
+    """
 
     pid: int
     command: str
     uss: int
     pss: int
+    own: int
     cpu_seconds: float
 
 
@@ -98,7 +103,8 @@ def usage_of(pid: int) -> Usage | None:
         name, _, rest = line.partition(":")
         sizes[name] = int(rest.split()[0]) * KIB
     uss = sizes["Private_Clean"] + sizes["Private_Dirty"]
-    return Usage(pid, command, uss, sizes["Pss"], nanoseconds / 1e9)
+    own = sizes["Pss"] - sizes.get("Pss_Shmem", 0)
+    return Usage(pid, command, uss, sizes["Pss"], own, nanoseconds / 1e9)
 
 
 def memory_files(pids: list[int]) -> int:

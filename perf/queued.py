@@ -3,10 +3,11 @@
 Covers the two queue figures: "50k tasks submitted then drained" (`--tasks 50000 --open`) and "1 million queued" (the
 default). Does not cover the rate of tasks that never pile up (`rows.py`).
 
-For the memory of a queued task the workers are held (each runs a task that waits for a file), everything is
-submitted, the memory of all processes is read, then the workers are let go and every result is fetched. Memory is
-private pages of every process, the driver with its references included, plus what memory files hold; the same sum
-before the first submission is taken off. `--open` does not hold the workers and reads no memory.
+For the memory of a queued task the workers are held (each runs a task that waits for a file), everything is submitted,
+the memory of all processes is read, then the workers are let go and every result is fetched. Memory is what every
+process holds outside of shared memory (pages that several map are shared out among them), the driver with its
+references included, plus what memory files hold; the same sum before the first submission is taken off. The sums of USS
+and of PSS are given beside it. `--open` does not hold the workers and reads no memory.
 """
 
 from __future__ import annotations
@@ -40,15 +41,16 @@ def _announce_and_hold(directory: str, number: int) -> int:
 
 
 def bytes_in_use(mark: str) -> dict[str, int]:
-    """Return the bytes that driver and node hold now: private, proportional, and in memory files."""
+    """Return the bytes that driver and node hold now: without shared memory, private, proportional, in memory files."""
     here = os.getpid()
     pids = [here, *processes_of(mark, here)]
     found = usages(pids)
     return {
+        "own": sum(usage.own for usage in found),
         "uss": sum(usage.uss for usage in found),
         "pss": sum(usage.pss for usage in found),
         "files": memory_files(pids),
-        "driver_uss": next((usage.uss for usage in found if usage.pid == here), 0),
+        "driver": next((usage.own for usage in found if usage.pid == here), 0),
         "processes": len(found),
     }
 
@@ -97,9 +99,10 @@ def measure(api_name: str, tasks: int, *, held: bool = True) -> dict[str, object
         if held:
             found.update(
                 {
-                    "bytes_a_task": round((_private(during) - _private(before)) / tasks, 1),
+                    "bytes_a_task": round((_whole(during) - _whole(before)) / tasks, 1),
                     "proportional_bytes_a_task": round((during["pss"] - before["pss"]) / tasks, 1),
-                    "driver_bytes_a_task": round((during["driver_uss"] - before["driver_uss"]) / tasks, 1),
+                    "private_bytes_a_task": round((during["uss"] - before["uss"]) / tasks, 1),
+                    "driver_bytes_a_task": round((during["driver"] - before["driver"]) / tasks, 1),
                     "file_bytes_a_task": round((during["files"] - before["files"]) / tasks, 1),
                     "processes": during["processes"],
                 }
@@ -107,8 +110,8 @@ def measure(api_name: str, tasks: int, *, held: bool = True) -> dict[str, object
     return found
 
 
-def _private(used: dict[str, int]) -> int:
-    return used["uss"] + used["files"]
+def _whole(used: dict[str, int]) -> int:
+    return used["own"] + used["files"]
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -43,6 +43,7 @@ def test_children_and_those_that_left_the_family_are_found(mark: str) -> None:
         usage = accounting.usage_of(daemon)
         assert usage is not None
         assert 0 < usage.uss <= usage.pss
+        assert 0 < usage.own <= usage.pss
         assert usage.cpu_seconds > 0
     finally:
         started.stdin.close()
