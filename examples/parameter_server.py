@@ -88,7 +88,7 @@ def main() -> None:
             except (zray.exceptions.TaskCancelledError, zray.exceptions.WorkerCrashedError):
                 continue
             raise SystemExit("an endless task returned")
-    fitted = ", ".join(f"{key} = {value:.3f}" for key, value in zip(KEYS, values))
+    fitted = ", ".join(f"{key} = {value:.2f}" for key, value in zip(KEYS, values))
     print(f"four endless workers on two CPUs fitted {fitted}, and were ended")
 
 

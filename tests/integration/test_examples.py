@@ -13,7 +13,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 EXPECTED = {
     "nested_search": "four experiments, 192 nested tasks: all four minima found",
-    "parameter_server": "four endless workers on two CPUs fitted curve = 0.500, slope = -2.000, offset = 3.000",
+    "parameter_server": "four endless workers on two CPUs fitted curve = 0.50, slope = -2.00, offset = 3.00",
     "read_array_add": "sum of 1000000 pairs: every element is 999999",
     "simulator_actor": "4 steps of CartPole-v1 in an actor: the same observations",
     "word_count": "declaration_of_independence.txt: 1335 words, 536 different",
