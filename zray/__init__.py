@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from zray import actor as actor
+    from zray import errors as errors
     from zray import exceptions, kv
-    from zray.actor import ActorClass, ActorHandle, exit_actor, method
+    from zray import runtime_context as runtime_context
+    from zray.actor import Actor, ActorClass, ActorHandle, exit_actor, method
     from zray.api import (
         available_resources,
         cancel,
@@ -59,13 +62,14 @@ _HOME = {
         ],
         "zray.api",
     ),
-    **dict.fromkeys(["ActorClass", "ActorHandle", "exit_actor", "method"], "zray.actor"),
+    **dict.fromkeys(["Actor", "ActorClass", "ActorHandle", "exit_actor", "method"], "zray.actor"),
     "ObjectRef": "zray.object_store",
     "RemoteFunction": "zray.remote_function",
 }
 _MODULES = ("actor", "errors", "exceptions", "kv", "runtime_context")
 
 __all__ = [
+    "Actor",
     "ActorClass",
     "ActorHandle",
     "ObjectRef",
@@ -95,16 +99,18 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    home = _HOME.get(name)
-    if home is not None:
-        value = getattr(importlib.import_module(home), name)
-    elif name in _MODULES:
-        value = importlib.import_module(f"zray.{name}")
-    else:
-        raise AttributeError(f"module 'zray' has no attribute {name!r}")
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # to a checker any name would be there
+
+    def __getattr__(name: str) -> Any:
+        home = _HOME.get(name)
+        if home is not None:
+            value = getattr(importlib.import_module(home), name)
+        elif name in _MODULES:
+            value = importlib.import_module(f"zray.{name}")
+        else:
+            raise AttributeError(f"module 'zray' has no attribute {name!r}")
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

@@ -9,9 +9,9 @@ A handle holds a reference to the actor's *life object*, wherever it is copied; 
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NoReturn
 
-from zray import _store, api, errors, options, resources, wire
+from zray import _store, api, errors, options, resources, signatures, wire
 from zray.actor_runtime import is_asynchronous
 from zray.execution import ActorExitRequested
 from zray.remote_function import call_site, export_code, make_shape
@@ -19,12 +19,17 @@ from zray.submission import pack_call
 from zray.task import ACTOR_CREATION, ACTOR_METHOD, ActorSpec, CallShape, TaskSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from typing_extensions import TypeVar
 
     from zray.object_store import ObjectRef
     from zray.session import Session
 
-T = TypeVar("T")
+    T_co = TypeVar("T_co", covariant=True, default=Any)
+else:
+    from typing import TypeVar
+
+    T_co = TypeVar("T_co", covariant=True)
+
 _METHOD_OPTIONS = "__zray_method_options__"
 _ALWAYS = {
     "__ray_ready__": 1,
@@ -36,13 +41,25 @@ _ALWAYS = {
 }
 
 
-def method(**chosen: Any) -> Callable[[T], T]:
-    """Decorate a method of an actor class with options for all its calls (num_returns ...). Raises ValueError for unknown ones."""
+@signatures.method_decorator
+def method(*functions: Any, **chosen: Any) -> Any:
+    """Mark a method of an actor class: `@zray.method` for its types alone, `@zray.method(num_returns=2, ...)` with options for all its calls.
+
+    Raises:
+        TypeError: positional arguments other than the method.
+        ValueError: unknown options, or parentheses without any.
+    """
+    if len(functions) == 1 and not chosen and callable(functions[0]):
+        return functions[0]
+    if functions:
+        raise TypeError("@zray.method takes options by name only, such as @zray.method(num_returns=2)")
     if not chosen:
-        raise ValueError("@zray.method needs at least one option, such as @zray.method(num_returns=2)")
+        raise ValueError(
+            "@zray.method needs no parentheses, or at least one option, such as @zray.method(num_returns=2)"
+        )
     options.resolve("method", chosen)
 
-    def decorate(function: T) -> T:
+    def decorate(function: Any) -> Any:
         setattr(function, _METHOD_OPTIONS, dict(chosen))
         return function
 
@@ -68,10 +85,31 @@ def _method_table(cls: type) -> dict[str, int]:
     return found
 
 
-class ActorClass(Generic[T]):
+class Actor:
+    """Base of actor classes whose handles type checkers see through; it changes nothing at run time.
+
+    In `@zray.remote class Counter(zray.Actor)` the constructor's arguments are checked at `Counter.remote(...)`, a handle has the type `Counter`,
+    and methods marked with `@zray.method` have a typed `.remote(...)`. Without this base a handle is an `ActorHandle[Counter]` whose methods
+    take and return anything: no checker can derive one class's attributes from another's, and mypy ignores what decorators make of classes.
+    """
+
+    __slots__ = ()
+
+    if TYPE_CHECKING:
+        remote: signatures.Creation
+        options: signatures.CreationOptions
+        __ray_ready__: ActorMethod
+        __ray_call__: ActorMethod
+        __ray_terminate__: ActorMethod
+        __zray_ready__: ActorMethod
+        __zray_call__: ActorMethod
+        __zray_terminate__: ActorMethod
+
+
+class ActorClass(Generic[T_co]):
     """A class whose instances are actors: `C.remote(...)` makes one and returns its handle at once."""
 
-    def __init__(self, cls: type[T], chosen: dict[str, Any]) -> None:
+    def __init__(self, cls: type[T_co], chosen: dict[str, Any]) -> None:
         if not inspect.isclass(cls):
             raise TypeError(f"an actor class must be a class, not {type(cls).__name__}")
         self._cls = cls
@@ -93,10 +131,12 @@ class ActorClass(Generic[T]):
             f"Inheriting from actor classes is not supported: decorate the subclass with @zray.remote, and derive it from the plain class {self._name}"
         )
 
-    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
-        raise TypeError(
-            f"Actors cannot be instantiated directly. Instead of '{self._name}()', use '{self._name}.remote()'."
-        )
+    if not TYPE_CHECKING:  # so that checkers refuse direct calls, too
+
+        def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+            raise TypeError(
+                f"Actors cannot be instantiated directly. Instead of '{self._name}()', use '{self._name}.remote()'."
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         return {"cls": self._cls, "options": self._options}
@@ -104,7 +144,7 @@ class ActorClass(Generic[T]):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["cls"], state["options"])  # type: ignore[misc]
 
-    def options(self, **changes: Any) -> ActorClass[T]:
+    def options(self, **changes: Any) -> ActorClass[T_co]:
         """Return the same class with other options; see `zray.remote`. Raises ValueError or TypeError for bad ones."""
         made = ActorClass(self._cls, options.resolve("actor", changes, self._options))
         made._prepared = None
@@ -114,7 +154,7 @@ class ActorClass(Generic[T]):
         """Lazy graphs are not part of this version."""
         raise NotImplementedError("lazy graphs (bind) are not available yet; call .remote()")
 
-    def remote(self, *args: Any, **kwargs: Any) -> ActorHandle[T]:
+    def remote(self, *args: Any, **kwargs: Any) -> ActorHandle[T_co]:
         """Make an actor. Errors of the constructor appear when its methods are called.
 
         Raises:
@@ -199,13 +239,15 @@ class ActorMethod:
         """Lazy graphs are not part of this version."""
         raise NotImplementedError("lazy graphs (bind) are not available yet; call .remote()")
 
-    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
-        raise TypeError(
-            f"Actor methods cannot be called directly. Instead of 'actor.{self._method}()', use 'actor.{self._method}.remote()'."
-        )
+    if not TYPE_CHECKING:  # so that checkers refuse direct calls, too
+
+        def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+            raise TypeError(
+                f"Actor methods cannot be called directly. Instead of 'actor.{self._method}()', use 'actor.{self._method}.remote()'."
+            )
 
 
-class ActorHandle(Generic[T]):
+class ActorHandle(Generic[T_co]):
     """A handle of an actor: its methods are attributes with `.remote(...)`. Handles can be passed anywhere."""
 
     def __init__(

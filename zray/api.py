@@ -9,11 +9,11 @@ import atexit
 import os
 import sys
 import threading
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 import msgspec
 
-from zray import _store, errors, ids, wire
+from zray import _store, errors, ids, signatures, wire
 from zray import node as nodes_
 from zray.futures import ResultWatcher
 from zray.log_tail import LogTail
@@ -25,6 +25,12 @@ from zray.task import ActorSpec, JobSpec
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from types import TracebackType
+
+    from zray.building import UnsealedArray
+    from zray.runtime_context import RuntimeContext
+    from zray.signatures import NamedHandle
+
+T = TypeVar("T")
 
 _lock = threading.RLock()
 _session: Session | None = None
@@ -320,7 +326,7 @@ def is_initialized() -> bool:
 # -- objects ---------------------------------------------------------------------------------------------------------
 
 
-def put(value: Any) -> ObjectRef:
+def put(value: T) -> ObjectRef[T]:
     """Store a value and return a reference to it.
 
     Raises:
@@ -334,7 +340,7 @@ def put(value: Any) -> ObjectRef:
     return current_session().put(value)
 
 
-def create(shape: int | tuple[int, ...], dtype: Any = "float64") -> Any:
+def create(shape: int | tuple[int, ...], dtype: Any = "float64") -> UnsealedArray:
     """Make an array inside the object store, to be filled and then sealed without any copy.
 
     Args:
@@ -352,6 +358,10 @@ def create(shape: int | tuple[int, ...], dtype: Any = "float64") -> Any:
     return UnsealedArray(current_session(), shape, dtype)
 
 
+@overload
+def get(refs: ObjectRef[T], *, timeout: float | None = None, writable: bool = False) -> T: ...
+@overload
+def get(refs: list[ObjectRef[T]] | tuple[ObjectRef[T], ...], *, timeout: float | None = None) -> list[T]: ...
 def get(refs: Any, *, timeout: float | None = None, writable: bool = False) -> Any:
     """Return the value of a reference, or the list of values of a list of references; waits for them.
 
@@ -397,8 +407,8 @@ def _described(value: object) -> str:
 
 
 def wait(
-    refs: Sequence[ObjectRef], *, num_returns: int = 1, timeout: float | None = None, fetch_local: bool = True
-) -> tuple[list[ObjectRef], list[ObjectRef]]:
+    refs: Sequence[ObjectRef[T]], *, num_returns: int = 1, timeout: float | None = None, fetch_local: bool = True
+) -> tuple[list[ObjectRef[T]], list[ObjectRef[T]]]:
     """Wait until some of many results are there.
 
     Args:
@@ -467,7 +477,7 @@ def kill(actor: Any, *, no_restart: bool = True) -> None:
     current_session().tell(wire.KillActor(actor._zray_actor_id, no_restart))
 
 
-def get_actor(name: str, namespace: str | None = None) -> Any:
+def get_actor(name: str, namespace: str | None = None) -> NamedHandle:
     """Return a handle of the actor with this name.
 
     Raises:
@@ -483,7 +493,8 @@ def get_actor(name: str, namespace: str | None = None) -> Any:
     life = session.store.reference(spec.creation.id)
     if life is None:
         raise ValueError(f"Failed to look up actor with name '{name}': it has ended")
-    return ActorHandle(spec.creation.id, life, spec.class_name, spec.methods, spec.max_pending_calls)
+    handle = ActorHandle(spec.creation.id, life, spec.class_name, spec.methods, spec.max_pending_calls)
+    return cast("NamedHandle", handle)
 
 
 # -- state -----------------------------------------------------------------------------------------------------------
@@ -509,7 +520,7 @@ def available_resources() -> dict[str, float]:
     return query("available_resources")  # type: ignore[no-any-return]
 
 
-def get_runtime_context() -> Any:
+def get_runtime_context() -> RuntimeContext:
     """Return a `RuntimeContext`: ids and facts of the current driver, task or actor."""
     from zray.runtime_context import RuntimeContext
 
@@ -533,6 +544,7 @@ def timeline(filename: str | None = None) -> list[dict[str, Any]] | None:
     return None
 
 
+@signatures.remote_decorator
 def remote(*args: Any, **chosen: Any) -> Any:
     """Turn a function into one whose calls run as tasks, or a class into one whose instances are actors.
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 import functools
 import hashlib
 import sys
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, TypeVar, cast
 
 import msgspec
 
-from zray import api, options, resources, serialization
+from zray import api, options, resources, serialization, signatures
 from zray.task import ACTOR_CREATION, ACTOR_METHOD, TASK, CallShape
 
 if TYPE_CHECKING:
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from zray.object_store import ObjectRef
     from zray.session import Session
 
-R = TypeVar("R")
+P = ParamSpec("P")
+R_co = TypeVar("R_co", covariant=True)
 _CODE_LIMIT: Final = 95 << 20
 """Pickled functions larger than this are refused: they hold data that belongs into the store."""
 _SHAPE_EXTRAS: Final = ("scheduling_strategy", "label_selector", "runtime_env", "max_calls", "concurrency_group")
@@ -84,21 +85,23 @@ def export_code(session: Session, code: Any, name: str, kind: str) -> bytes:
     return session.export(packed)
 
 
-class RemoteFunction(Generic[R]):
+class RemoteFunction(Generic[P, R_co]):
     """A function whose calls run as tasks: `f.remote(...)` returns a reference at once."""
 
-    def __init__(self, function: Callable[..., R], chosen: dict[str, Any]) -> None:
+    def __init__(self, function: Callable[P, R_co], chosen: dict[str, Any]) -> None:
         self._function = function
         self._options = chosen
         self._name = str(chosen.get("name") or getattr(function, "__qualname__", type(function).__name__))
         self._prepared: tuple[Session, CallShape] | None = None
-        functools.update_wrapper(self, function, updated=())
+        functools.update_wrapper(cast("Any", self), function, updated=())
 
-    def __call__(self, *args: Any, **kwargs: Any) -> R:
-        raise TypeError(
-            f"Remote functions cannot be called directly. Instead of running '{self._function.__name__}()', "
-            f"try '{self._function.__name__}.remote()'."
-        )
+    if not TYPE_CHECKING:  # so that checkers refuse direct calls, too
+
+        def __call__(self, *args: Any, **kwargs: Any) -> R_co:
+            raise TypeError(
+                f"Remote functions cannot be called directly. Instead of running '{self._function.__name__}()', "
+                f"try '{self._function.__name__}.remote()'."
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         return {"function": self._function, "options": self._options}
@@ -112,6 +115,7 @@ class RemoteFunction(Generic[R]):
         self._prepared = session, make_shape(TASK, function, self._name, self._options)
         return self._prepared
 
+    @signatures.task_call
     def remote(self, *args: Any, **kwargs: Any) -> Any:
         """Submit one call. Arguments that are references are replaced by their values where the task runs.
 
@@ -130,6 +134,7 @@ class RemoteFunction(Generic[R]):
             return refs[0]
         return refs if shape.num_returns else None
 
+    @signatures.task_map
     def map(self, *iterables: Iterable[Any]) -> list[ObjectRef]:
         """Submit one call for each item (or each tuple of items of several iterables); return the references in order.
 
@@ -144,7 +149,8 @@ class RemoteFunction(Generic[R]):
         submit, site = api.submitter_of(session).submit, call_site(1)
         return [submit(shape, args, {}, site)[0] for args in zip(*iterables, strict=False)]
 
-    def options(self, **changes: Any) -> RemoteFunction[R]:
+    @signatures.task_options
+    def options(self, **changes: Any) -> RemoteFunction[P, R_co]:
         """Return the same function with other options; see `zray.remote`. Raises ValueError or TypeError for bad ones."""
         return RemoteFunction(self._function, options.resolve("function", changes, self._options))
 
@@ -153,7 +159,7 @@ class RemoteFunction(Generic[R]):
         raise NotImplementedError("lazy graphs (bind) are not available yet; call .remote()")
 
 
-def remote_function(function: Callable[..., R], chosen: dict[str, Any]) -> RemoteFunction[R]:
+def remote_function(function: Callable[P, R_co], chosen: dict[str, Any]) -> RemoteFunction[P, R_co]:
     """Wrap a function. Raises TypeError for what cannot be one."""
     if not callable(function):
         raise TypeError(f"@zray.remote needs a function or a class, not {type(function).__name__}")
