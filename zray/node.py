@@ -7,6 +7,7 @@ written anywhere, and no TCP port is opened.
 
 from __future__ import annotations
 
+import fcntl
 import math
 import os
 import secrets
@@ -51,33 +52,32 @@ def runtime_root() -> str:
     return chosen
 
 
-def start_time(pid: int) -> int:
-    """Return the start time of a process in clock ticks since boot (field 22 of /proc/<pid>/stat), 0 when there is none."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            fields = file.read().rpartition(b")")[2].split()
-    except OSError:
-        return 0
-    return 0 if fields[0] == b"Z" else int(fields[19])
+def hold_session(directory: str) -> int:
+    """Mark a session as alive for as long as the returned descriptor is open: a shared lock, which unlike a process id means the same in every
+    PID namespace that sees the directory."""
+    fd = os.open(os.path.join(directory, "alive"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fcntl.flock(fd, fcntl.LOCK_SH)
+    return fd
 
 
 def remove_stale_sessions(root: str) -> None:
-    """Remove directories of sessions none of whose owners is alive (their brokers were killed before they could)."""
+    """Remove directories of sessions that nobody holds (their brokers were killed before they could)."""
     for entry in os.scandir(root):
         try:
-            with open(os.path.join(entry.path, "owners")) as file:
-                owners = [tuple(map(int, line.split())) for line in file]
-        except (OSError, ValueError):
+            fd = os.open(os.path.join(entry.path, "alive"), os.O_RDWR | os.O_CLOEXEC)
+        except OSError:
             if time.time() - entry.stat(follow_symlinks=False).st_mtime < 60:
-                continue
-            owners = []
-        if not any(len(owner) == 2 and start_time(owner[0]) == owner[1] for owner in owners):
+                continue  # just being made
             shutil.rmtree(entry.path, ignore_errors=True)
-
-
-def _note_owner(directory: str, pid: int) -> None:
-    with open(os.path.join(directory, "owners"), "a") as file:
-        file.write(f"{pid} {start_time(pid)}\n")
+            continue
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            continue
+        else:
+            shutil.rmtree(entry.path, ignore_errors=True)
+        finally:
+            os.close(fd)
 
 
 # -- what the machine has --------------------------------------------------------------------------------------------
@@ -144,10 +144,12 @@ class NodeSettings(msgspec.Struct, frozen=True):
 class Node:
     """A node that this process started."""
 
-    def __init__(self, directory: str, process: subprocess.Popen[bytes], store_fd: int) -> None:
+    def __init__(self, directory: str, process: subprocess.Popen[bytes], store_fd: int, alive: int) -> None:
         self.directory = directory
         self.process = process
         self.store_fd = store_fd
+        self.alive = alive
+        """Descriptor that marks the session as alive."""
 
     def open_store(self) -> int:
         """Return a descriptor of the store's segment."""
@@ -168,6 +170,7 @@ class Node:
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
+        os.close(self.alive)
         shutil.rmtree(self.directory, ignore_errors=True)
 
 
@@ -189,7 +192,7 @@ def start(settings: NodeSettings, driver_pid: int) -> Node:
     directory = os.path.join(root, session)
     os.mkdir(directory, 0o700)
     os.mkdir(os.path.join(directory, "logs"), 0o700)
-    _note_owner(directory, driver_pid)
+    alive = hold_session(directory)
     spill = os.environ.get("ZRAY_SPILL_DIR")
     spill_directory = os.path.join(spill, f"zray-{session}") if spill else os.path.join(directory, "spill")
     os.makedirs(spill_directory, 0o700)
@@ -220,11 +223,11 @@ def start(settings: NodeSettings, driver_pid: int) -> Node:
     word, _, rest = line.partition(" ")
     if word != "ready":
         process.wait()
+        os.close(alive)
         log = _read_text(os.path.join(directory, "broker.log"))
         shutil.rmtree(directory, ignore_errors=True)
         raise errors.ZraySystemError(f"the broker could not start: {rest or log or 'it ended without a word'}")
-    _note_owner(directory, process.pid)
-    return Node(directory, process, int(rest))
+    return Node(directory, process, int(rest), alive)
 
 
 def _resources(settings: NodeSettings, memory: int, store_capacity: int) -> dict[str, float]:

@@ -49,7 +49,10 @@ def main() -> None:
         fork_parent.serve(theirs, config.preload)
     theirs.close()
     from zray.broker.server import Broker
+    from zray.node import hold_session
 
+    # Kept open for as long as the process lives; the fork parent, made before, has no share in it.
+    hold_session(config.directory)
     broker = Broker(config, _store.Store(fd), fd, ours, child)
     os.write(config.ready_fd, f"ready {fd}\n".encode())
     os.close(config.ready_fd)
