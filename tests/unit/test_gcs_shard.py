@@ -248,4 +248,4 @@ class ShardAgainstDictionary(RuleBasedStateMachine):
 
 
 TestShardAgainstDictionary = ShardAgainstDictionary.TestCase
-TestShardAgainstDictionary.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+TestShardAgainstDictionary.settings = settings(max_examples=25, stateful_step_count=30, deadline=None)

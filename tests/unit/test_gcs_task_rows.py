@@ -346,4 +346,4 @@ class TasksAgainstModel(RuleBasedStateMachine):
 
 
 TestTasksAgainstModel = TasksAgainstModel.TestCase
-TestTasksAgainstModel.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+TestTasksAgainstModel.settings = settings(max_examples=25, stateful_step_count=30, deadline=None)

@@ -23,6 +23,7 @@ is submitted again is live again. Equations, checked by `validate()`:
 
 from __future__ import annotations
 
+import struct
 from array import array
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
@@ -43,6 +44,7 @@ GATHERED: Final = 1024
 _ROW_BYTES: Final = 37
 """Bytes of a row's columns: id 16, status 1, run time 8, worker 4, time 8."""
 
+_each_id = struct.Struct(f"{ID_SIZE}s").iter_unpack
 _encode = msgspec.msgpack.Encoder().encode
 _decode_specs = msgspec.msgpack.Decoder(list[TaskSpec | None]).decode
 _decode_raw = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
@@ -68,9 +70,8 @@ class TaskEnds(msgspec.Struct, frozen=True, array_like=True):
 
     def rows(self) -> list[TaskRow]:
         """Return the batch as rows, oldest end first."""
-        count = len(self.statuses)
-        specs = _decode_specs(self.specs) if self.specs else [None] * count
-        names = [self.ids[i : i + ID_SIZE] for i in range(0, count * ID_SIZE, ID_SIZE)]
+        specs = _decode_specs(self.specs) if self.specs else [None] * len(self.statuses)
+        names = [task for (task,) in _each_id(self.ids)]
         columns = zip(names, self.statuses, self.workers, self.micros, self.times, specs)
         return [
             TaskRow(name, self.job, status, worker, micros, ended, spec)
@@ -125,8 +126,7 @@ class EndedBatch:
 
     def names(self) -> list[bytes]:
         """Return the ids, one by one."""
-        ids = self.ids
-        return [ids[i : i + ID_SIZE] for i in range(0, len(ids), ID_SIZE)]
+        return [task for (task,) in _each_id(self.ids)]
 
     def place(self, task: bytes) -> int:
         """Return the place of a task's last end in this batch, -1 for none."""
@@ -259,18 +259,16 @@ class TaskRows:
     def flush(self, keep: Collection[bytes] = ()) -> EndedBatch:
         """Remove the oldest batch from the ring and return it; specs of the tasks in `keep` are held on to."""
         batch = self._ring.popleft()
-        ended = self._ended
-        names = batch.names()
         if keep and Fault.LINEAGE_FLUSHED not in self._faults:
-            self._hold(batch, names, keep)
-        if Fault.TASK_END_DROPPED_WITH_OLD in self._faults:
-            for task in names:
-                ended.pop(task, None)
-        else:
-            for task in names:
-                if ended.get(task) is batch:
-                    del ended[task]
-        self.flushed += len(names)
+            self._hold(batch, batch.names(), keep)
+        ended = self._ended
+        pop = ended.pop
+        drop_newer = Fault.TASK_END_DROPPED_WITH_OLD in self._faults
+        for (task,) in _each_id(batch.ids):
+            newest = pop(task, None)
+            if newest is not batch and newest is not None and not drop_newer:
+                ended[task] = newest  # a newer end: rare, so it is put back instead of being looked up first
+        self.flushed += len(batch)
         if Fault.TASK_BYTES_NOT_RETURNED not in self._faults:
             self.bytes -= batch.size
         return batch
