@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn
 
 from zray import _store, api, errors, options, resources, signatures, wire
 from zray.actor_runtime import is_asynchronous
+from zray.call_signature import signature_of
 from zray.execution import ActorExitRequested
 from zray.remote_function import call_site, export_code, make_shape
 from zray.submission import pack_call
@@ -85,7 +86,7 @@ def _method_table(cls: type) -> dict[str, int]:
     return found
 
 
-class Actor:
+class Actor(signatures.ActorBase):
     """Base of actor classes whose handles type checkers see through; it changes nothing at run time.
 
     In `@zray.remote class Counter(zray.Actor)` the constructor's arguments are checked at `Counter.remote(...)`, a handle has the type `Counter`,
@@ -96,8 +97,6 @@ class Actor:
     __slots__ = ()
 
     if TYPE_CHECKING:
-        remote: signatures.Creation
-        options: signatures.CreationOptions
         __ray_ready__: ActorMethod
         __ray_call__: ActorMethod
         __ray_terminate__: ActorMethod
@@ -114,7 +113,8 @@ class ActorClass(Generic[T_co]):
             raise TypeError(f"an actor class must be a class, not {type(cls).__name__}")
         self._cls = cls
         self._options = chosen
-        self._name = cls.__qualname__
+        self._name = cls.__name__
+        self._signature = signature_of(cls.__init__, skip_first=True)
         self._methods = _method_table(cls)
         self._is_async = is_asynchronous(cls)
         self._prepared: tuple[Session, CallShape] | None = None
@@ -150,6 +150,11 @@ class ActorClass(Generic[T_co]):
         made._prepared = None
         return made
 
+    def _remote(self, args: Any = (), kwargs: Any = None, **changes: Any) -> Any:
+        """`.options(**changes).remote(*args, **kwargs)`, under the name that programs written for Ray use."""
+        target: Any = self.options(**changes) if changes else self
+        return target.remote(*(args or ()), **(kwargs or {}))
+
     def bind(self, *args: Any, **kwargs: Any) -> Any:
         """Lazy graphs are not part of this version."""
         raise NotImplementedError("lazy graphs (bind) are not available yet; call .remote()")
@@ -167,6 +172,7 @@ class ActorClass(Generic[T_co]):
             function = export_code(session, self._cls, self._name, "actor class")
             prepared = self._prepared = session, make_shape(ACTOR_CREATION, function, self._name, self._options)
         session, shape = prepared
+        self._signature.check(args, kwargs, self._name)
         chosen = self._options
         submitter = api.submitter_of(session)
         call = pack_call(session, args, kwargs, self._name)
@@ -234,6 +240,11 @@ class ActorMethod:
     def options(self, **changes: Any) -> ActorMethod:
         """Return the same method with other options (num_returns, name ...)."""
         return ActorMethod(self._handle, self._method, options.resolve("method", changes, self._options))
+
+    def _remote(self, args: Any = (), kwargs: Any = None, **changes: Any) -> Any:
+        """`.options(**changes).remote(*args, **kwargs)`, under the name that programs written for Ray use."""
+        target: Any = self.options(**changes) if changes else self
+        return target.remote(*(args or ()), **(kwargs or {}))
 
     def bind(self, *args: Any, **kwargs: Any) -> Any:
         """Lazy graphs are not part of this version."""

@@ -21,7 +21,7 @@ import traceback
 from types import GetSetDescriptorType, MemberDescriptorType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from zray.errors import TaskError, ZrayError, ZraySystemError
+from zray.errors import ObjectFreedError, TaskError, ZrayError, ZraySystemError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -244,6 +244,11 @@ NO_ROOM: Final = Failure(
 )
 NO_ROOM_DATA: Final = b"czray.failures\nNO_ROOM\n."
 """What `load` turns into NO_ROOM; small enough to be kept in an object's entry."""
+
+
+FREED: Final = from_error(ObjectFreedError())
+FREED_DATA: Final = b"czray.failures\nFREED\n."
+"""The same for a value that was dropped on request."""
 
 
 def call_site() -> str:

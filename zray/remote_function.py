@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, TypeVar, cast
 import msgspec
 
 from zray import api, options, resources, serialization, signatures
+from zray.call_signature import signature_of
 from zray.task import ACTOR_CREATION, ACTOR_METHOD, TASK, CallShape
 
 if TYPE_CHECKING:
@@ -91,7 +92,8 @@ class RemoteFunction(Generic[P, R_co]):
     def __init__(self, function: Callable[P, R_co], chosen: dict[str, Any]) -> None:
         self._function = function
         self._options = chosen
-        self._name = str(chosen.get("name") or getattr(function, "__qualname__", type(function).__name__))
+        self._name = str(chosen.get("name") or getattr(function, "__name__", type(function).__name__))
+        self._signature = signature_of(function)
         self._prepared: tuple[Session, CallShape] | None = None
         functools.update_wrapper(cast("Any", self), function, updated=())
 
@@ -129,6 +131,7 @@ class RemoteFunction(Generic[P, R_co]):
         if prepared is None or prepared[0].closed:
             prepared = self._prepare()
         session, shape = prepared
+        self._signature.check(args, kwargs, self._name)
         refs = api.submitter_of(session).submit(shape, args, kwargs, call_site(1))
         if shape.num_returns == 1:
             return refs[0]
@@ -153,6 +156,11 @@ class RemoteFunction(Generic[P, R_co]):
     def options(self, **changes: Any) -> RemoteFunction[P, R_co]:
         """Return the same function with other options; see `zray.remote`. Raises ValueError or TypeError for bad ones."""
         return RemoteFunction(self._function, options.resolve("function", changes, self._options))
+
+    def _remote(self, args: Any = (), kwargs: Any = None, **changes: Any) -> Any:
+        """`.options(**changes).remote(*args, **kwargs)`, under the name that programs written for Ray use."""
+        target: Any = self.options(**changes) if changes else self
+        return target.remote(*(args or ()), **(kwargs or {}))
 
     def bind(self, *args: Any, **kwargs: Any) -> Any:
         """Lazy graphs are not part of this version."""
