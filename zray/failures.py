@@ -246,7 +246,17 @@ NO_ROOM_DATA: Final = b"czray.failures\nNO_ROOM\n."
 """What `load` turns into NO_ROOM; small enough to be kept in an object's entry."""
 
 
-FREED: Final = from_error(ObjectFreedError())
+FREED: Final = Failure(
+    (),
+    PackedException(
+        _WHOLE,
+        pickle.dumps(ObjectFreedError("the object was freed on request while it was referenced"), protocol=5),
+        "zray.errors",
+        "ObjectFreedError",
+        "Exception",
+        "the object was freed on request while it was referenced",
+    ),
+)
 FREED_DATA: Final = b"czray.failures\nFREED\n."
 """The same for a value that was dropped on request."""
 
