@@ -1065,7 +1065,11 @@ static void repair_blocks(zs_store *s) {
     h->top = 1;
     for (uint32_t i = 1; i < h->entry_bump; i++) {
         zs_entry *e = entry_at(s, i);
-        if (e->block && has_list(e->state)) repair_extent(s, e->block, extent_of(e));
+        if (e->block && has_list(e->state)) {
+            uint64_t bytes = extent_of(e);
+            if (bytes) repair_extent(s, e->block, bytes);
+            else e->block = 0;    /* it was being freed: nothing but its list was in the block, and that is gone */
+        }
         if (e->open_block && (e->state == ZS_OPEN || e->state == ZS_CLAIMED || e->state == ZS_SPILLED)) repair_extent(s, e->open_block, open_extent(e));
     }
     while (g < h->top) {
@@ -1376,13 +1380,17 @@ int zs_alive(zs_store *s, zs_proc proc) {
 }
 
 int zs_reap(zs_store *s, zs_proc proc) {
-    uint32_t pid, again;
-    uint64_t start_time, start_again;
+    uint32_t pid;
+    uint64_t start_time;
     if (!identity(s, proc, &pid, &start_time)) return ZS_NOT_FOUND;
     if (identity_alive(pid, start_time) && !FAULT(19)) return ZS_BAD_STATE;
-    /* An embryo may have become a living child in the meantime. */
-    if (!identity(s, proc, &again, &start_again)) return ZS_NOT_FOUND;
-    if ((again != pid || start_again != start_time) && identity_alive(again, start_again)) return ZS_BAD_STATE;
+    /* The record of an embryo whose parent is gone may become a living child's at any moment: from here on it may not. */
+    lock(s);
+    zs_process *p = current(s, proc);
+    int same = p && p->pid == pid && p->start_time == start_time;
+    if (same) p->parent = 0;
+    unlock(s);
+    if (!same) return p ? ZS_BAD_STATE : ZS_NOT_FOUND;
     return give_back(s, proc);
 }
 
@@ -2655,6 +2663,14 @@ static const char *check_blocks(zs_store *s) {
     MUST(!before_free, "a free block touches the wilderness");
     MUST(free_granules == h->free_granules && tagged.granules == h->used, "used or free is miscounted");
     MUST(1 + h->used + h->free_granules == h->top, "used + free is not the whole");
+    for (uint32_t i = 1; i < h->entry_bump; i++) {
+        zs_entry *e = entry_at(s, i);
+        if (e->block && has_list(e->state)) note_extent(&named, e->block, granules_for(extent_of(e)));
+        if (e->open_block && (e->state == ZS_OPEN || e->state == ZS_CLAIMED || e->state == ZS_SPILLED))
+            note_extent(&named, e->open_block, granules_for(open_extent(e)));
+    }
+    MUST(named.blocks >= tagged.blocks, "a used block belongs to no entry");
+    MUST(named.blocks <= tagged.blocks && named.mix == tagged.mix, "extents overlap, or an entry names a free block");
     for (uint32_t c = 0; c < CLASSES; c++) {
         MUST(!(h->class_map >> c & 1) == !h->sub_map[c], "the map of classes is wrong");
         for (uint32_t sub = 0; sub < SUBS; sub++) {
@@ -2671,14 +2687,6 @@ static const char *check_blocks(zs_store *s) {
         }
     }
     MUST(listed == free_blocks, "a free block is in no list");
-    for (uint32_t i = 1; i < h->entry_bump; i++) {
-        zs_entry *e = entry_at(s, i);
-        if (e->block && has_list(e->state)) note_extent(&named, e->block, granules_for(extent_of(e)));
-        if (e->open_block && (e->state == ZS_OPEN || e->state == ZS_CLAIMED || e->state == ZS_SPILLED))
-            note_extent(&named, e->open_block, granules_for(open_extent(e)));
-    }
-    MUST(named.blocks >= tagged.blocks, "a used block belongs to no entry");
-    MUST(named.blocks <= tagged.blocks && named.mix == tagged.mix, "extents overlap, or an entry names a free block");
     return NULL;
 }
 
