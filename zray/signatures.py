@@ -23,3 +23,9 @@ remote_decorator = _mark
 """`zray.remote`."""
 method_decorator = _mark
 """`zray.method`."""
+
+
+class ActorBase:
+    """Base of `zray.Actor`: the stub gives it typed `remote` and `options`."""
+
+    __slots__ = ()

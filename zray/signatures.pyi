@@ -269,21 +269,121 @@ class OptionsOfActorClass:
 class OptionsCall(Generic[Out_co]):
     def __call__(self, **options: Unpack[ActorOptions]) -> Out_co: ...
 
-class TypedActorClass(Generic[C_co]):
+class TypedActorClass(Generic[P, R_co]):
     """`SomeActor.options(...)` of a class derived from `zray.Actor`."""
 
     @property
-    def remote(self) -> Call[C_co]: ...
+    def remote(self) -> Call[Callable[P, R_co]]: ...
     @property
-    def options(self) -> OptionsCall[TypedActorClass[C_co]]: ...
+    def options(self) -> OptionsCall[TypedActorClass[P, R_co]]: ...
 
-class Creation:
-    """`remote` of a class derived from `zray.Actor`: makes an actor; its handle has the type of the class."""
+class ActorBase:
+    """What `zray.Actor` gives to classes derived from it: the handle has the type of the class itself.
 
-    def __get__(self, instance: None, owner: Callable[P, T]) -> Call[Callable[P, T]]: ...
+    `remote` repeats the overloads of `Call`: mypy tells a class method, but not a descriptor, how its class is constructed.
+    """
 
-class CreationOptions:
-    def __get__(self, instance: None, owner: F) -> OptionsCall[TypedActorClass[F]]: ...
+    @classmethod
+    def options(cls: Callable[P, T], **options: Unpack[ActorOptions]) -> TypedActorClass[P, T]: ...
+    @overload
+    @classmethod
+    def remote(cls: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T: ...
+    @overload
+    @classmethod
+    def remote(
+        cls: Callable[Concatenate[T0, P], T], a0: T0 | ObjectRef[T0], /, *args: P.args, **kwargs: P.kwargs
+    ) -> T: ...
+    @overload
+    @classmethod
+    def remote(
+        cls: Callable[Concatenate[T0, T1, P], T],
+        a0: T0 | ObjectRef[T0],
+        a1: T1 | ObjectRef[T1],
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T: ...
+    @overload
+    @classmethod
+    def remote(
+        cls: Callable[Concatenate[T0, T1, T2, P], T],
+        a0: T0 | ObjectRef[T0],
+        a1: T1 | ObjectRef[T1],
+        a2: T2 | ObjectRef[T2],
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T: ...
+    @overload
+    @classmethod
+    def remote(
+        cls: Callable[Concatenate[T0, T1, T2, T3, P], T],
+        a0: T0 | ObjectRef[T0],
+        a1: T1 | ObjectRef[T1],
+        a2: T2 | ObjectRef[T2],
+        a3: T3 | ObjectRef[T3],
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T: ...
+    @overload
+    @classmethod
+    def remote(
+        cls: Callable[Concatenate[T0, T1, T2, T3, T4, P], T],
+        a0: T0 | ObjectRef[T0],
+        a1: T1 | ObjectRef[T1],
+        a2: T2 | ObjectRef[T2],
+        a3: T3 | ObjectRef[T3],
+        a4: T4 | ObjectRef[T4],
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T: ...
+    @overload
+    @classmethod
+    def remote(
+        cls: Callable[Concatenate[T0, T1, T2, T3, T4, T5, P], T],
+        a0: T0 | ObjectRef[T0],
+        a1: T1 | ObjectRef[T1],
+        a2: T2 | ObjectRef[T2],
+        a3: T3 | ObjectRef[T3],
+        a4: T4 | ObjectRef[T4],
+        a5: T5 | ObjectRef[T5],
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T: ...
+    @overload
+    @classmethod
+    def remote(
+        cls: Callable[Concatenate[T0, T1, T2, T3, T4, T5, T6, P], T],
+        a0: T0 | ObjectRef[T0],
+        a1: T1 | ObjectRef[T1],
+        a2: T2 | ObjectRef[T2],
+        a3: T3 | ObjectRef[T3],
+        a4: T4 | ObjectRef[T4],
+        a5: T5 | ObjectRef[T5],
+        a6: T6 | ObjectRef[T6],
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T: ...
+    @overload
+    @classmethod
+    def remote(
+        cls: Callable[Concatenate[T0, T1, T2, T3, T4, T5, T6, T7, P], T],
+        a0: T0 | ObjectRef[T0],
+        a1: T1 | ObjectRef[T1],
+        a2: T2 | ObjectRef[T2],
+        a3: T3 | ObjectRef[T3],
+        a4: T4 | ObjectRef[T4],
+        a5: T5 | ObjectRef[T5],
+        a6: T6 | ObjectRef[T6],
+        a7: T7 | ObjectRef[T7],
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T: ...
 
 # -- methods -------------------------------------------------------------------------------------------------------------
 
