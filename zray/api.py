@@ -536,7 +536,7 @@ def timeline(filename: str | None = None) -> list[dict[str, Any]] | None:
     """Return what ran when as Chrome trace events (open them in ui.perfetto.dev); with a file name write them there as JSON."""
     from zray.timeline import chrome_events
 
-    rows = chrome_events(query("events"))
+    rows = chrome_events(query("tasks", "100000"), query("events"))
     if filename is None:
         return rows
     with open(filename, "wb") as file:

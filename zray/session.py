@@ -13,7 +13,7 @@ import itertools
 import os
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import msgspec
 
@@ -295,7 +295,21 @@ class Session:
         with self.lock:
             self.context.close()
             self.peers.clear()
-        self.store.close()
+        # Functions and handles that outlive the session know it: the segment must not live on for their sake.
+        store = self.store
+        self.store = self.objects.store = _EndedStore()  # type: ignore[assignment]
+        store.close()
+        if not self.worker:
+            os.close(store.fd)
+
+
+class _EndedStore:
+    """Stands for the store of a session that has ended: any use says so."""
+
+    closed = True
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise errors.ZrayUsageError("the zray session was shut down: call zray.init() first")
 
 
 def reply_value(data: bytes, kind: Any) -> Any:

@@ -33,6 +33,9 @@ class Invariants:
         limit = self._retries(task)
         assert limit < 0 or len(attempts) <= limit + 1, f"task {name}: executed {len(attempts)} times, {limit} retries"
         self._check_gpus(task, process)
+        known = self.node.tasks.get(task)
+        for dep in known.deps if known is not None else ():
+            assert self.node.store.sealed(dep), f"task {name} runs before its argument {dep.hex()} exists"
 
     def _retries(self, task: bytes) -> int:
         node = self.node

@@ -17,6 +17,7 @@ from zray import wire
 from zray.broker import actions as a
 from zray.broker import events as e
 from zray.broker.scheduler import Scheduler, SchedulerConfig
+from zray.broker.worker_pool import DYING
 from zray.ids import return_id, task_id
 from zray.task import CallShape, JobSpec, TaskSpec
 
@@ -32,6 +33,7 @@ class Submitted:
         self.parent = parent
         self.job = job
         self.direct = direct
+        self.deps = spec.deps
 
 
 class ActorCall:
@@ -91,7 +93,7 @@ class SimNode:
             a.StartWorker: self._start_worker,
             a.KillWorker: self._kill_worker,
             a.StopWorker: lambda x: self._send(x.worker, wire.Shutdown(x.reason)),
-            a.RunOn: lambda x: self._send(x.worker, wire.RunTasks([copy_of(spec) for spec in x.tasks])),
+            a.RunOn: self._run_on,
             a.Reopen: self._reopen,
             a.SealError: lambda x: self._seal(x.task, x.num_returns, x.kind, x.fields),
             a.SealErrors: lambda x: [self._seal(task, x.num_returns, x.kind, x.fields) for task in x.tasks],
@@ -289,7 +291,9 @@ class SimNode:
         if worker is None:
             self.kill_at_start.add(action.worker)
         else:
-            self.kill_process(worker)
+            # A process that is stopped, or deep in the kernel, dies some time after the signal.
+            late = self.world.rng.uniform(0, 0.01) if self.world.chance(0.2) else 0.0
+            self.world.at(late, self.kill_process, worker)
 
     def kill_process(self, worker: Worker) -> None:
         """SIGKILL."""
@@ -332,6 +336,21 @@ class SimNode:
             worker.from_broker.send(message)
 
     # -- actions -------------------------------------------------------------------------------------------------------
+
+    def _run_on(self, action: a.RunOn) -> None:
+        """A worker that was on lease must be done with what it got directly (but for a call that left just before the lease was taken back)."""
+        worker = self.workers.get(action.worker)
+        if worker is not None:
+            for entry in self.store.entries.values():
+                if entry.target == worker.handle and entry.state != "SEALED" and entry.made < self.world.now - 0.002:
+                    raise AssertionError(f"worker {action.worker} gets tasks beside direct call {entry.id.hex()}")
+        self._send(action.worker, wire.RunTasks([copy_of(spec) for spec in action.tasks]))
+
+    def lease_is_used(self, driver: Driver, lease: wire.Lease) -> None:
+        """A lessee is about to call: the machine must agree that it may."""
+        worker = self.scheduler.node.pool.workers.get(lease.worker)
+        if worker is not None and worker.state != DYING:
+            assert worker.lessee == driver.handle, f"{worker} is called by {driver.handle} without a lease"
 
     def _reopen(self, action: a.Reopen) -> None:
         attempt = self.store.retry(return_id(action.task.id, 0), 0)

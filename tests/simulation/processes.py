@@ -226,6 +226,7 @@ class Driver(Process):
             if store.words.get((lease[0].process, wire.WORD_LEASE)) != lease[0].epoch:
                 self.lease = None
             elif store.expected(lease[0].process) == 0:
+                node.lease_is_used(self, lease[0])
                 if self.world.chance(0.2):
                     yield 3e-6  # between looking and leaving the lease may be taken back
                 result = return_id(spec.id, 0)
@@ -370,6 +371,9 @@ class Worker(Process):
                 status = wire.DONE_SKIPPED
             elif answer == "tell":
                 self.to_broker.send(wire.Sealed(result))
+                if self.world.chance(node.crash_probability):
+                    node.kill_process(self)
+                    yield Message()
         self.reports.append((spec.id, status, int((self.world.now - begun) * 1e6)))
 
     def body(self, kind: str, spec: TaskSpec) -> Program:

@@ -6,6 +6,7 @@ Covers making a scenario from a seed and running it to its end. Does not cover w
 from __future__ import annotations
 
 from random import Random
+from typing import Final
 
 from tests.simulation import invariants
 from tests.simulation.node import SimNode
@@ -92,127 +93,6 @@ class Scenario:
             plan.children = tuple(self.plan(depth + 1, self.plain) for _ in range(rng.randint(1, 4)))
         return plan
 
-    # -- programs ------------------------------------------------------------------------------------------------------
-
-    def program(self, driver: Driver) -> Program:
-        """What one driver does."""
-        rng, node = self.rng, self.node
-        refs: list[bytes] = []
-        tasks: list[bytes] = []
-        actors: list[bytes] = []
-        endless: list[bytes] = []
-        for _ in range(rng.randint(2, 10)):
-            act = rng.choices(
-                [
-                    "batch",
-                    "like",
-                    "chain",
-                    "sync",
-                    "cancel",
-                    "actor",
-                    "call",
-                    "kill",
-                    "wait",
-                    "sleep",
-                    "endless",
-                    "use",
-                ],
-                [4, 3, 2, 3, 2, 2, 4, 1, 1, 2, 1, 1],
-            )[0]
-            if act in ("batch", "like"):
-                shapes = [rng.choice(self.task_shapes)] if act == "like" else None
-                specs = [driver.new_task(driver.root, self.plan(0, shapes)) for _ in range(rng.randint(1, 40))]
-                tasks.extend(spec.id for spec in specs)
-                refs.extend(driver.submit(driver.root, specs))
-            elif act == "chain":
-                for _ in range(rng.randint(1, 6)):
-                    deps = tuple(rng.sample(refs, min(len(refs), rng.randint(0, 2))))
-                    spec = driver.new_task(driver.root, self.plan(0, self.plain), deps)
-                    tasks.append(spec.id)
-                    refs.extend(driver.submit(driver.root, [spec]))
-            elif act == "sync":
-                like = rng.choice(self.plain)
-                for _ in range(rng.randint(3, 25)):
-                    plan = Plan(rng.choices(["ok", "crash"], [40, 1])[0], self.seconds() / 4, 1, (), like.key)
-                    refs.append((yield from driver.synchronous_call(plan)))
-            elif act == "cancel" and tasks:
-                self.cancel(driver, rng.choice(tasks), rng.random() < 0.3, rng.random() < 0.5)
-            elif act == "actor":
-                actors.append(self.new_actor(driver, rng))
-            elif act == "call" and actors:
-                actor = rng.choice(actors)
-                for _ in range(rng.randint(1, 12)):
-                    refs.append(driver.call_actor(actor, driver.root, self.call_plan()))
-            elif act == "use" and actors:
-                plan = Plan("actor", 1e-4, 0, (self.call_plan(),), self.plain[0].key, rng.choice(actors))
-                specs = [driver.new_task(driver.root, plan) for _ in range(rng.randint(1, 5))]
-                refs.extend(driver.submit(driver.root, specs))
-            elif act == "kill" and actors:
-                self.kill_actor(driver, rng.choice(actors), rng.random() < 0.5)
-            elif act == "wait" and refs:
-                yield Get(rng.sample(refs, min(len(refs), 5)))
-            elif act == "sleep":
-                yield rng.choice([1e-4, 0.002, 0.05, 0.3])
-            elif act == "endless":
-                plan = Plan("endless", 1e-5, 0, (), self.plain[0].key)
-                specs = [driver.new_task(driver.root, plan) for _ in range(rng.randint(1, 5))]
-                endless.extend(driver.submit(driver.root, specs))
-        if self.world.chance(0.15):
-            driver.die()
-            node.world.at(0.002, node.end_job, driver.job, "the driver has died")
-            self.drivers_left -= 1
-            return
-        self.world.at(0.01, node.store.force, node.end_signal, "end")
-        yield Get(refs + endless)
-        for actor in actors:
-            if rng.random() < 0.7:
-                self.drop_actor(actor)
-        self.drivers_left -= 1
-
-    def call_plan(self) -> Plan:
-        """A method call: sometimes it kills its actor."""
-        rng = self.rng
-        kind = rng.choices(["ok", "error", "crash"], [30, 1, 1])[0]
-        return Plan(kind, self.seconds() / 4, 1, (), self.method.key)
-
-    def new_actor(self, driver: Driver, rng: Random) -> bytes:
-        """Create an actor."""
-        node = self.node
-        made = rng.choice([self.creation, self.light])
-        kind = rng.choices(["ok", "crash", "error"], [10, 2, 1])[0]
-        spec = driver.new_task(driver.root, Plan(kind, self.seconds(), rng.randint(1, 2), (), made.key))
-        name = rng.choice(["", "", "name"])
-        actor = ActorSpec(
-            TaskSpec(spec.id, made.key),
-            driver.job,
-            name=name,
-            namespace="ns",
-            max_restarts=rng.choice([0, 1, 3, -1]),
-            max_task_retries=rng.choice([0, 1, -1]),
-            running_resources=made.resources if made is self.light else b"",
-            get_if_exists=rng.random() < 0.5,
-        )
-        node.actor_specs[spec.id] = actor
-        node.store.expect(return_id(spec.id, 0), 0)
-        node.replies.add(return_id(spec.id, 0))
-        driver.to_broker.send(wire.CreateActor(driver.handle, actor, driver.new_reply() if name else b""))
-        return spec.id
-
-    def cancel(self, driver: Driver, task: bytes, force: bool, recursive: bool) -> None:
-        """Cancel a task."""
-        self.node.cancelled.add(task)
-        driver.to_broker.send(wire.CancelTask(task, force, recursive))
-
-    def kill_actor(self, driver: Driver, actor: bytes, no_restart: bool) -> None:
-        """Kill an actor."""
-        self.node.kills.add(actor)
-        driver.to_broker.send(wire.KillActor(actor, no_restart))
-
-    def drop_actor(self, actor: bytes) -> None:
-        """The last handle goes; the broker sees it some time later."""
-        self.node.kills.add(actor)
-        self.world.at(self.world.rng.uniform(0.0, 0.1), self.node.tell, events.ActorUnreferenced(actor))
-
     # -- running -------------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
@@ -239,7 +119,7 @@ class Scenario:
     def _start(self, number: int) -> None:
         driver = self.node.start_job(number)
         self.node.define([*self.task_shapes, self.method, self.creation, self.light])
-        driver.run(self.program(driver))
+        driver.run(Play(self, driver).program())
 
     def _until(self, done: object, seconds: float, quiet: bool = False) -> None:
         world = self.world
@@ -259,3 +139,187 @@ class Scenario:
         for task in self.checker.suspects(str(error))[:3]:
             lines += [f"story of {task.hex()}:", *("    " + line for line in self.node.scheduler.story(task))]
         return "\n".join(lines)
+
+
+class Play:
+    """What one driver does: acts in random order, then it waits for all results and leaves, or is killed."""
+
+    ACTS: Final = {
+        "batch": 4,
+        "like": 3,
+        "mixed": 2,
+        "chain": 4,
+        "sync": 3,
+        "cancel": 2,
+        "actor": 4,
+        "call": 8,
+        "use": 1,
+        "kill": 2,
+        "wait": 1,
+        "sleep": 2,
+        "servers": 1,
+    }
+    """Acts and how often they are chosen: one method each."""
+
+    def __init__(self, scenario: Scenario, driver: Driver) -> None:
+        self.scenario = scenario
+        self.driver = driver
+        self.node = scenario.node
+        self.world = scenario.world
+        self.rng = scenario.rng
+        self.refs: list[bytes] = []
+        """Results that come by themselves."""
+        self.endless: list[bytes] = []
+        """Results that come when this driver seals the end signal."""
+        self.tasks: list[bytes] = []
+        self.actors: list[bytes] = []
+
+    def program(self) -> Program:
+        """The whole play."""
+        rng, driver = self.rng, self.driver
+        for _ in range(rng.randint(2, 10)):
+            act = rng.choices(list(self.ACTS), list(self.ACTS.values()))[0]
+            yield from getattr(self, act)()
+        if self.world.chance(0.15):
+            driver.die()
+            self.world.at(0.002, self.node.end_job, driver.job, "the driver has died")
+            self.scenario.drivers_left -= 1
+            return
+        self.world.at(0.01, self.node.store.force, self.node.end_signal, "end")
+        yield Get(self.refs + self.endless)
+        for actor in self.actors:
+            if rng.random() < 0.7:
+                self.drop_actor(actor)
+        self.scenario.drivers_left -= 1
+
+    # -- tasks ---------------------------------------------------------------------------------------------------------
+
+    def submit(self, plans: list[Plan], deps: tuple[bytes, ...] = ()) -> list[bytes]:
+        """Submit tasks with these plans in one frame."""
+        driver = self.driver
+        specs = [driver.new_task(driver.root, plan, deps) for plan in plans]
+        self.tasks.extend(spec.id for spec in specs)
+        return driver.submit(driver.root, specs)
+
+    def batch(self) -> Program:
+        """Tasks of all kinds."""
+        self.refs.extend(self.submit([self.scenario.plan() for _ in range(self.rng.randint(1, 40))]))
+        yield 1e-6
+
+    def like(self) -> Program:
+        """Tasks of one shape."""
+        shapes = [self.rng.choice(self.scenario.task_shapes)]
+        self.refs.extend(self.submit([self.scenario.plan(0, shapes) for _ in range(self.rng.randint(1, 40))]))
+        yield 1e-6
+
+    def mixed(self) -> Program:
+        """Tiny tasks among which some wait for what the driver does only when the others are done."""
+        key = self.scenario.plain[0].key
+        plans = [Plan("endless" if self.rng.random() < 0.1 else "ok", 5e-6, 0, (), key) for _ in range(60)]
+        specs = [self.driver.new_task(self.driver.root, plan) for plan in plans]
+        results = self.driver.submit(self.driver.root, specs)
+        self.endless.extend(results)
+        yield Get([result for result, plan in zip(results, plans, strict=True) if plan.kind == "ok"])
+
+    def chain(self) -> Program:
+        """Tasks that use the results of those before."""
+        for _ in range(self.rng.randint(1, 8)):
+            recent = self.refs[-6:]
+            deps = tuple(self.rng.sample(recent, min(len(recent), self.rng.randint(0, 2))))
+            self.refs.extend(self.submit([self.scenario.plan(0, self.scenario.plain)], deps))
+        yield 1e-6
+
+    def sync(self) -> Program:
+        """Calls one after another: what leases are for."""
+        like = self.rng.choice(self.scenario.plain)
+        for _ in range(self.rng.randint(3, 25)):
+            kind = self.rng.choices(["ok", "crash"], [40, 1])[0]
+            plan = Plan(kind, self.scenario.seconds() / 4, 1, (), like.key)
+            self.refs.append((yield from self.driver.synchronous_call(plan)))
+
+    def servers(self) -> Program:
+        """Tasks that end when the driver does."""
+        plan = Plan("endless", 1e-5, 0, (), self.scenario.plain[0].key)
+        specs = [self.driver.new_task(self.driver.root, plan) for _ in range(self.rng.randint(1, 5))]
+        self.endless.extend(self.driver.submit(self.driver.root, specs))
+        yield 1e-6
+
+    def cancel(self) -> Program:
+        """Cancel some task."""
+        if self.tasks:
+            task = self.rng.choice(self.tasks)
+            self.node.cancelled.add(task)
+            force, recursive = self.rng.random() < 0.3, self.rng.random() < 0.5
+            self.driver.to_broker.send(wire.CancelTask(task, force, recursive))
+        yield 1e-6
+
+    def wait(self) -> Program:
+        """Wait for some."""
+        yield Get(self.rng.sample(self.refs, min(len(self.refs), 5)))
+
+    def sleep(self) -> Program:
+        """Do nothing."""
+        yield self.rng.choice([1e-4, 0.002, 0.05, 0.3])
+
+    # -- actors --------------------------------------------------------------------------------------------------------
+
+    def actor(self) -> Program:
+        """Create an actor."""
+        rng, node, driver, scenario = self.rng, self.node, self.driver, self.scenario
+        made = rng.choice([scenario.creation, scenario.light])
+        kind = rng.choices(["ok", "crash", "error"], [10, 2, 1])[0]
+        plan = Plan(kind, scenario.seconds(), rng.randint(1, 2), (), made.key)
+        spec = driver.new_task(driver.root, plan)
+        name = rng.choice(["", "", "name"])
+        actor = ActorSpec(
+            TaskSpec(spec.id, made.key),
+            driver.job,
+            name=name,
+            namespace="ns",
+            max_restarts=rng.choice([0, 1, 3, -1]),
+            max_task_retries=rng.choice([0, 1, -1]),
+            running_resources=made.resources if made is scenario.light else b"",
+            get_if_exists=rng.random() < 0.5,
+        )
+        node.actor_specs[spec.id] = actor
+        node.store.expect(return_id(spec.id, 0), 0)
+        node.replies.add(return_id(spec.id, 0))
+        driver.to_broker.send(wire.CreateActor(driver.handle, actor, driver.new_reply() if name else b""))
+        self.actors.append(spec.id)
+        yield 1e-6
+
+    def call_plan(self) -> Plan:
+        """A method call: sometimes it kills its actor."""
+        kind = self.rng.choices(["ok", "error", "crash"], [30, 1, 2])[0]
+        return Plan(kind, self.scenario.seconds() / 4, 1, (), self.scenario.method.key)
+
+    def call(self) -> Program:
+        """Call an actor a few times."""
+        if self.actors:
+            actor = self.rng.choice(self.actors)
+            for _ in range(self.rng.randint(1, 15)):
+                self.refs.append(self.driver.call_actor(actor, self.driver.root, self.call_plan()))
+                if self.rng.random() < 0.1:
+                    yield 1e-4
+        yield 1e-6
+
+    def use(self) -> Program:
+        """Tasks that call an actor and wait."""
+        if self.actors:
+            key, actor = self.scenario.plain[0].key, self.rng.choice(self.actors)
+            plans = [Plan("actor", 1e-4, 0, (self.call_plan(),), key, actor) for _ in range(self.rng.randint(1, 5))]
+            self.refs.extend(self.submit(plans))
+        yield 1e-6
+
+    def kill(self) -> Program:
+        """Kill an actor."""
+        if self.actors:
+            actor = self.rng.choice(self.actors)
+            self.node.kills.add(actor)
+            self.driver.to_broker.send(wire.KillActor(actor, self.rng.random() < 0.4))
+        yield 1e-6
+
+    def drop_actor(self, actor: bytes) -> None:
+        """The last handle goes; the broker sees it some time later."""
+        self.node.kills.add(actor)
+        self.world.at(self.rng.uniform(0.0, 0.1), self.node.tell, events.ActorUnreferenced(actor))

@@ -20,7 +20,8 @@ class TargetGone(Exception):
 class Entry:
     """One object."""
 
-    def __init__(self, object_id: bytes, target: int, spec: Any) -> None:
+    def __init__(self, object_id: bytes, target: int, spec: Any, made: float) -> None:
+        self.made = made
         self.id = object_id
         self.state = PENDING
         self.attempt = 0
@@ -50,7 +51,7 @@ class Store:
             raise TargetGone
         found = self.entries.get(object_id)
         if found is None:
-            found = self.entries[object_id] = Entry(object_id, target, spec)
+            found = self.entries[object_id] = Entry(object_id, target, spec, self.clock())
         return found
 
     def claim(self, object_id: bytes, attempt: int, process: int) -> bool:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -273,10 +272,12 @@ class Performer:
     def actor_alive(self, action: a.ActorAlive) -> None:
         worker = self.broker.workers[action.worker]
         ref = self.expect_address(action.actor, action.incarnation)
+        self.broker.records.actor_alive(action.actor, action.incarnation, action.worker, worker.pid)
         address = wire.ActorAddress(action.worker, worker.process, action.incarnation)
         self._force(ref, _encode(address), KIND_REPLY, 0)
 
     def actor_down(self, action: a.ActorDown) -> None:
+        self.broker.records.actor_down(action.actor, action.next, str(action.fields.get("cause", action.kind)))
         if action.next:
             self.expect_address(action.actor, action.incarnation + 1)
             current = self.expect_address(action.actor, action.incarnation)
@@ -316,7 +317,7 @@ class Performer:
             self.broker.shapes.pop(key, None)
 
     def record_event(self, action: a.RecordEvent) -> None:
-        self.broker.history.add(time.time(), action.table, action.key, action.what, action.detail)
+        self.broker.records.event(action.table, action.key, action.what, action.detail)
 
     def warn(self, action: a.Warn) -> None:
         self.broker.warn(action.job, action.key, action.text)

@@ -19,7 +19,6 @@ import msgspec
 from zray import _store, wire
 from zray.broker import events as e
 from zray.broker import status
-from zray.broker.history import History
 from zray.broker.performer import Performer
 from zray.broker.processes import (
     Exited,
@@ -31,8 +30,8 @@ from zray.broker.processes import (
     kernel_oom_kills,
     kill_group,
 )
+from zray.broker.records import Records
 from zray.broker.scheduler import Scheduler, SchedulerConfig
-from zray.gcs.service import GcsService
 from zray.object_store import ObjectStore
 from zray.session import KIND_REPLY, SessionConfig
 from zray.task import TaskSpec
@@ -88,7 +87,6 @@ class Broker:
         self.shapes: dict[bytes, CallShape] = {}
         self.deaths: dict[object, Death] = {}
         self.watched: dict[bytes, None] = {}
-        self.history = History()
         self.started = time.time()
         self.malformed = 0
         self.running = True
@@ -98,7 +96,7 @@ class Broker:
         self._oom_kills = kernel_oom_kills()
         self._next_sweep = 0.0
         self.scheduler = Scheduler(dict(config.resources), SchedulerConfig(cluster_may_grow=config.cluster_may_grow))
-        self.gcs = GcsService(self.context.publisher, config.directory, shards=config.gcs_shards)
+        self.records = Records(self.context.publisher, config, store)
         self.performer = Performer(self)
         self.driver_pidfd = os.pidfd_open(config.driver_pid) if config.driver_pid else -1
         if self.driver_pidfd >= 0:
@@ -124,7 +122,7 @@ class Broker:
             wire.CancelTask: self._cancel,
             wire.KillActor: lambda m: self.tell(e.ActorKill(m.actor, m.no_restart)),
             wire.LookupActor: lambda m: self.tell(e.ActorLookup(m.name, m.namespace, m.reply)),
-            wire.GcsRequest: lambda m: self.reply(m.reply, self.gcs.handle_request(m.body)),
+            wire.GcsRequest: lambda m: self.reply(m.reply, self.records.gcs.handle_request(m.body)),
             wire.Query: self._query,
         }
 
@@ -186,6 +184,7 @@ class Broker:
             return
         self.jobs[number] = Job(spec, message.process, pidfd)
         self.poller.add(pidfd)
+        self.records.job_started(spec)
         self.tell(e.JobStarted(spec, message.process))
         reply = wire.HelloReply(number, self.node, self.config.session, dict(self.config.resources))
         self.reply(message.reply, msgspec.msgpack.encode(reply))
@@ -199,6 +198,7 @@ class Broker:
             return
         self.tell(e.ProcessGone(job.process))
         self.tell(e.JobEnded(number, reason))
+        self.records.job_ended(job.spec, reason)
         self.poller.remove(job.pidfd)
         os.close(job.pidfd)
         del self.jobs[number]
@@ -214,6 +214,7 @@ class Broker:
     def _define_shapes(self, message: wire.DefineShapes) -> None:
         for shape in message.shapes:
             self.shapes[shape.key] = shape
+        self.records.shapes_defined(message.shapes)
         self.tell(e.ShapesDefined(message.shapes))
 
     def _missing(self, deps: tuple[bytes, ...]) -> tuple[bytes, ...]:
@@ -233,11 +234,15 @@ class Broker:
                         missing = [()] * len(message.tasks)
                     missing[index] = lacking
         self.store.add_word(message.process, wire.WORD_CONSUMED, 1)
+        self.records.tasks_submitted(message.job, message.tasks)
         self.tell(e.TasksSubmitted(message.job, message.process, message.parent, message.tasks, missing))
 
     def _tasks_done(self, message: wire.TasksDone) -> None:
         done = message.ids
         names = [done[i : i + 16] for i in range(0, len(done), 16)]
+        worker = self.workers.get(message.worker)
+        if worker is not None and names:
+            self.records.tasks_finished(worker.job, message.worker, names, message.statuses, message.micros)
         self.tell(e.TasksFinished(message.worker, names, message.statuses, message.micros, message.idle))
 
     def _sealed(self, message: wire.Sealed) -> None:
@@ -258,6 +263,7 @@ class Broker:
         actor = message.spec.creation.id
         self.performer.expect_address(actor, 0)
         self.performer.hold_arguments(message.spec)
+        self.records.actor_requested(message.spec)
         self.tell(
             e.ActorRequested(message.process, message.spec, self._missing(message.spec.creation.deps), message.reply)
         )
@@ -386,7 +392,7 @@ class Broker:
             self.look_again(list(self.watched))
         busy = frozenset(w.number for w in self.workers.values() if w.process and self.store.expected(w.process))
         self.tell(e.Tick(busy))
-        self.gcs.tick(now)
+        self.records.gcs.tick(now)
         if now >= self._next_sweep:
             self._next_sweep = now + _SWEEP_S
             self.store.sweep()

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from zray.gcs.tables import ActorRow, EventRow
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -66,7 +68,43 @@ def objects(broker: Broker, _: str) -> list[dict[str, Any]]:
 
 
 def events(broker: Broker, _: str) -> list[tuple[float, str, str, str, str]]:
-    return [(when, table, key.hex(), what, detail) for when, table, key, what, detail in broker.history.rows]
+    rows = broker.records.gcs.rows(EventRow)
+    return [(row.time, row.subject_table, row.subject.hex(), row.what, row.detail) for row in rows]
+
+
+def tasks(broker: Broker, argument: str) -> list[dict[str, Any]]:
+    """The newest tasks, at most as many as the argument says (1,000): live ones, then ended ones."""
+    found = []
+    for row in broker.records.gcs.tasks(limit=int(argument or 1000)):
+        shape = broker.shapes.get(row.spec.shape) if row.spec is not None else None
+        found.append(
+            {
+                "task_id": row.id.hex(),
+                "name": shape.name if shape is not None else "",
+                "job": row.job,
+                "status": row.status,
+                "worker": row.worker,
+                "micros": row.micros,
+                "ended": row.ended,
+            }
+        )
+    return found
+
+
+def actors(broker: Broker, _: str) -> list[dict[str, Any]]:
+    return [
+        {
+            "actor_id": row.id.hex(),
+            "class_name": row.class_name,
+            "state": row.state.name,
+            "name": row.name,
+            "namespace": row.namespace,
+            "pid": row.pid,
+            "restarts": row.incarnation,
+            "reason": row.reason,
+        }
+        for row in broker.records.gcs.rows(ActorRow)
+    ]
 
 
 def check(broker: Broker, _: str) -> dict[str, str]:
@@ -92,6 +130,8 @@ _QUERIES: dict[str, Callable[[Broker, str], Any]] = {
     "workers": workers,
     "objects": objects,
     "events": events,
+    "tasks": tasks,
+    "actors": actors,
     "check": check,
     "named_actors": named_actors,
 }
