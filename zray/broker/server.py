@@ -50,6 +50,10 @@ _IDLE_TICK_S: Final = 0.25
 _SWEEP_S: Final = 1.0
 _FRAMES_PER_ROUND: Final = 256
 _DEATHS_KEPT: Final = 1000
+_TOUCH_FROM: Final = 4 << 20
+_TOUCH_AHEAD: Final = 256 << 20
+_TOUCH_PIECE: Final = 16 << 20
+"""Bytes: see `Broker._touch_ahead`."""
 
 _decode_spec = msgspec.msgpack.Decoder(TaskSpec).decode
 
@@ -393,11 +397,22 @@ class Broker:
         busy = frozenset(w.number for w in self.workers.values() if w.process and self.store.expected(w.process))
         self.tell(e.Tick(busy))
         self.records.gcs.tick(now)
+        self._touch_ahead()
         if now >= self._next_sweep:
             self._next_sweep = now + _SWEEP_S
             self.store.sweep()
             if os.path.isdir(self.config.spill_directory):
                 self.objects.remove_stale_files()
+
+    def _touch_ahead(self) -> None:
+        """While a core is idle, allocate memory that objects will want: first touch is most of its price. Nothing before the store was used in
+        earnest, at most as much again as was used, and a small piece at a time, so that no message waits."""
+        figures = self.store.statistics()
+        used, committed = figures["high_water"], figures["committed"]
+        if used < _TOUCH_FROM or self.scheduler.statistics()["workers_busy"] >= self.scheduler.node.cpus:
+            return
+        if committed - used < min(used, _TOUCH_AHEAD):
+            self.store.touch_ahead(committed - used + _TOUCH_PIECE)
 
     # -- the rest -----------------------------------------------------------------------------------------------------
 
