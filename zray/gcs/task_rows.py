@@ -26,8 +26,9 @@ from __future__ import annotations
 import struct
 from array import array
 from collections import deque
-from collections.abc import Collection, Iterator, Sequence
-from typing import Final
+from collections.abc import Callable, Collection, Iterator, Sequence
+from operator import itemgetter
+from typing import Any, Final
 
 import msgspec
 
@@ -209,13 +210,17 @@ class TaskRows:
         times: Sequence[float],
     ) -> EndedBatch:
         """Move tasks from live to ended (tasks that never were live have no spec) and return the batch."""
-        pop = self._live.get(job, {}).pop
+        live = self._live.get(job, {})
+        were_live = len(live)
+        pop = live.pop
         specs: list[TaskSpec | None] = [pop(task, None) for task in ids]
         ended, held = self._ended, self._held
         self.sequence += 1
         batch = EndedBatch(self.sequence, job, b"".join(ids), statuses, micros, workers, times, b"")
         fresh = dict.fromkeys(ids, batch)
-        known = len(fresh) < len(ids) or not ended.keys().isdisjoint(ids) if None in specs else False
+        known = False
+        if were_live - len(live) < len(ids):  # some had no spec
+            known = len(fresh) < len(ids) or not ended.keys().isdisjoint(ids)
         if known or (held and not held.keys().isdisjoint(ids)):
             self._find_earlier(ids, specs)
         batch.specs = _encode(specs)
@@ -398,6 +403,9 @@ class TaskRows:
         assert self.held_bytes <= self.lineage_bytes, "more held specs than allowed"
 
 
+_Columns = tuple[Sequence[bytes], bytes, Sequence[int], Sequence[int], Sequence[float]]
+
+
 class _Gathered:
     """Columns of ends of one job that are not in a batch yet."""
 
@@ -409,6 +417,18 @@ class _Gathered:
         self.micros: list[int] = []
         self.workers: list[int] = []
         self.times: list[float] = []
+
+    def all(self) -> _Columns:
+        """Return the columns."""
+        return self.ids, bytes(self.statuses), self.micros, self.workers, self.times
+
+    def at(self, places: list[int]) -> _Columns:
+        """Return the columns of the rows at some places."""
+        # One call takes many items of a column, faster than a loop; the place named twice makes it a tuple even for one row.
+        pick: Callable[[Any], Any] = itemgetter(*places, places[0])
+        count = len(places)
+        ids, statuses, micros = pick(self.ids)[:count], pick(self.statuses)[:count], pick(self.micros)[:count]
+        return ids, bytes(statuses), micros, pick(self.workers)[:count], pick(self.times)[:count]
 
 
 class TaskTable:
@@ -478,17 +498,15 @@ class TaskTable:
         made: list[tuple[int, EndedBatch]] = []
         for job, ends in self._gathered.items():
             if len(self.shards) == 1:
-                columns = (ends.ids, bytes(ends.statuses), ends.micros, ends.workers, ends.times)
-                made.append((0, self.shards[0].end(job, *columns)))
+                made.append((0, self.shards[0].end(job, *ends.all())))
                 continue
-            parts: list[list[tuple[bytes, int, int, int, float]]] = [[] for _ in self.shards]
+            places: list[list[int]] = [[] for _ in self.shards]
             slots = self._slots
-            for row in zip(ends.ids, ends.statuses, ends.micros, ends.workers, ends.times):
-                parts[slots[row[0][0]]].append(row)
-            for shard, part in enumerate(parts):
+            for place, task in enumerate(ends.ids):
+                places[slots[task[0]]].append(place)
+            for shard, part in enumerate(places):
                 if part:
-                    ids, statuses, micros, workers, times = zip(*part)
-                    made.append((shard, self.shards[shard].end(job, ids, bytes(statuses), micros, workers, times)))
+                    made.append((shard, self.shards[shard].end(job, *ends.at(part))))
         self._gathered.clear()
         self.gathered = 0
         return made
