@@ -172,6 +172,16 @@ cdef class ObjectRef:
         """Return a `concurrent.futures.Future` that receives the value or the exception."""
         return _hooks.future(self)
 
+    def as_future(self):
+        """Return an `asyncio.Future` of the running event loop that receives the value or the exception."""
+        import asyncio
+
+        return asyncio.wrap_future(_hooks.future(self))
+
+    def _on_completed(self, callback):
+        """Call `callback` with the value (or the exception) once it is there, in another thread."""
+        _hooks.future(self).add_done_callback(lambda f: callback(f.exception() or f.result()))
+
     def __copy__(self):
         return self
 
@@ -316,7 +326,19 @@ cdef int fill(uint8_t *data, bytes stream, list buffers) except -1:
     return 0
 
 
-cdef uint32_t *slots_of(list refs, Py_ssize_t n) except? NULL:
+cdef raise_foreign(ObjectRef ref):
+    """Refuse a reference that belongs to another store: its slot means something else here."""
+    raise _errors.ZrayUsageError(f"{ref!r} belongs to a zray session that has ended: references are valid in the session that made them")
+
+
+cdef inline uint32_t slot_in(Store store, ObjectRef ref) except 0:
+    """Return the slot of a reference in its store; raise ZrayUsageError when that is another one."""
+    if ref.store is not store:
+        raise_foreign(ref)
+    return ref.slot
+
+
+cdef uint32_t *slots_of(Store store, list refs, Py_ssize_t n) except? NULL:
     """Return a malloc'ed array of the slots of n references (NULL for none)."""
     cdef uint32_t *slots
     cdef Py_ssize_t i
@@ -326,6 +348,9 @@ cdef uint32_t *slots_of(list refs, Py_ssize_t n) except? NULL:
     if slots == NULL:
         raise MemoryError()
     for i in range(n):
+        if (<ObjectRef>PyList_GET_ITEM(refs, i)).store is not store:
+            PyMem_Free(slots)
+            raise_foreign(<ObjectRef>PyList_GET_ITEM(refs, i))
         slots[i] = (<ObjectRef>PyList_GET_ITEM(refs, i)).slot
     return slots
 
@@ -535,7 +560,7 @@ cdef class Store:
         ref = self._ref(key, slot, "")
         try:
             fill(data, stream, buffers)
-            contained = slots_of(refs, n)
+            contained = slots_of(self, refs, n)
         except BaseException:
             zs_abort(&self.s, slot)
             raise
@@ -559,7 +584,7 @@ cdef class Store:
         if code != ZS_OK:
             raise_code(code, "putting an object", size)
         memcpy(room, PyBytes_AS_STRING(data), size)
-        contained = slots_of(refs, n)
+        contained = slots_of(self, refs, n)
         code = zs_seal(&self.s, slot, <uint8_t>kind, <uint8_t>flags, contained, <uint32_t>n)
         PyMem_Free(contained)
         if code < 0:
@@ -606,9 +631,9 @@ cdef class Store:
         if n <= 8:
             slots = small
             for i in range(n):
-                small[i] = (<ObjectRef>PyList_GET_ITEM(deps, i)).slot
+                small[i] = slot_in(self, <ObjectRef>PyList_GET_ITEM(deps, i))
         else:
-            slots = slots_of(deps, n)
+            slots = slots_of(self, deps, n)
         code = zs_expect(&self.s, key, target, self.job, <uint8_t>flags, slots, <uint32_t>n,
                          NULL if spec is None else PyBytes_AS_STRING(spec), 0 if spec is None else <uint32_t>PyBytes_GET_SIZE(spec), &slot)
         if n > 8:
@@ -668,7 +693,7 @@ cdef class Store:
         if code != ZS_OK:
             raise_code(code, "sealing a result", size)
         fill(data, stream, buffers)
-        contained = slots_of(refs, n)
+        contained = slots_of(self, refs, n)
         code = zs_seal_result(&self.s, slot, attempt, <uint8_t>kind, <uint8_t>flags, contained, <uint32_t>n)
         PyMem_Free(contained)
         if code < 0 and code != ZS_STALE:
@@ -732,7 +757,7 @@ cdef class Store:
 
     def done(self, ObjectRef ref):
         """Whether the object is made (a value or an error, in memory or spilled)."""
-        cdef uint32_t state = zs_state_of(&self.s, ref.slot)
+        cdef uint32_t state = zs_state_of(&self.s, slot_in(self, ref))
         return state == ZS_SEALED or state == ZS_SPILLED
 
     def read(self, ObjectRef ref):
@@ -740,7 +765,7 @@ cdef class Store:
         cdef char space[ZS_INLINE_MAX]
         cdef uint32_t size = 0
         cdef uint8_t kind = 0, flags = 0
-        if zs_read_inline(&self.s, ref.slot, space, &size, &kind, &flags) == ZS_OK:
+        if zs_read_inline(&self.s, slot_in(self, ref), space, &size, &kind, &flags) == ZS_OK:
             return kind, flags, PyBytes_FromStringAndSize(space, size)
         return self._pinned(ref)
 
@@ -765,7 +790,7 @@ cdef class Store:
         cdef uint8_t kind = 0, flags = 0
         if self.closed:
             raise _errors.ZrayUsageError("the zray session was shut down: call zray.init() first")
-        if zs_read_inline(&self.s, ref.slot, space, &size, &kind, &flags) == ZS_OK:
+        if zs_read_inline(&self.s, slot_in(self, ref), space, &size, &kind, &flags) == ZS_OK:
             if kind == 0:
                 return _pickle_loads(PyBytes_FromStringAndSize(space, size))
             return _value(kind, flags, PyBytes_FromStringAndSize(space, size))
@@ -805,7 +830,7 @@ cdef class Store:
         cdef uint32_t state
         while end > 0:
             end -= 1
-            state = zs_state_of(&self.s, (<ObjectRef>PyList_GET_ITEM(refs, end)).slot)
+            state = zs_state_of(&self.s, slot_in(self, <ObjectRef>PyList_GET_ITEM(refs, end)))
             if state != ZS_SEALED and state != ZS_SPILLED:
                 return end
         return -1
@@ -824,10 +849,10 @@ cdef class Store:
         cdef uint32_t one
         cdef uint32_t *slots
         if n == 1:
-            one = (<ObjectRef>PyList_GET_ITEM(refs, 0)).slot
+            one = slot_in(self, <ObjectRef>PyList_GET_ITEM(refs, 0))
             slots = &one
         else:
-            slots = slots_of(refs, n)
+            slots = slots_of(self, refs, n)
         try:
             while True:
                 piece = SLICE_NS if left < 0 or left > SLICE_NS else left
@@ -862,7 +887,7 @@ cdef class Store:
         cdef list ready = [], pending
         cdef uint32_t state
         for i in range(n):
-            state = zs_state_of(&self.s, (<ObjectRef>PyList_GET_ITEM(refs, i)).slot)
+            state = zs_state_of(&self.s, slot_in(self, <ObjectRef>PyList_GET_ITEM(refs, i)))
             if state == ZS_SEALED or state == ZS_SPILLED:
                 if found == 0:
                     pending = refs[:i]

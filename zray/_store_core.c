@@ -2871,7 +2871,7 @@ static int os_commit(int fd, uint64_t offset, uint64_t length) {
     static const char zeros[65536];
     while (fallocate(fd, 0, (off_t)offset, (off_t)length) != 0) {
         if (errno == EINTR) continue;
-        if (errno == ENOSPC || errno == ENOMEM || errno == EDQUOT) return ZS_NO_MEMORY;
+        if (errno == ENOSPC || errno == ENOMEM || errno == EDQUOT || errno == EFBIG) return ZS_NO_MEMORY;
         if (errno != EOPNOTSUPP && errno != ENOSYS) return ZS_SYSTEM;
         /* A file system without it: only ever used beyond what is in use, so that writing zeros destroys nothing. */
         while (length) {

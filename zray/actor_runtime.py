@@ -65,6 +65,8 @@ class ActorHost:
             instance: Any = cls.__new__(cls)
             self.instance = instance
             instance.__init__(*args, **kwargs)
+        except ActorExitRequested:
+            self.leave()
         except BaseException as error:
             if isinstance(error, SystemExit) and not isinstance(error, ActorExitRequested):
                 executor.leave(error.code)
@@ -111,7 +113,10 @@ class ActorHost:
     def serve(self, worker: Worker) -> None:
         """Take over the process's main thread; does not return."""
         if self.spec.is_async:
-            asyncio.run(self._serve_async(worker))
+            try:
+                asyncio.run(self._serve_async(worker))
+            except ActorExitRequested:  # from a task that a method left behind in the loop
+                self.leave()
         else:
             self._serve_threads(worker)
 

@@ -6,9 +6,11 @@ order (`zray.worker`, `zray.actor_runtime`), or the form of errors (`zray.failur
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 import time
+import traceback
 from typing import TYPE_CHECKING, Any, Final
 
 from zray import _store, errors, failures, serialization, wire
@@ -265,7 +267,11 @@ class Executor:
         return isinstance(error, classes) or isinstance(cause, classes)
 
     def leave(self, code: object) -> None:
-        """End this process as user code asked with sys.exit: everything noted so far leaves first."""
+        """End this process on purpose: exit handlers of user code run, and everything noted so far leaves first."""
+        try:
+            atexit._run_exitfuncs()
+        except BaseException:
+            traceback.print_exc()
         self.publish_log()
         self.notices.flush()
         self.session.flush()

@@ -23,6 +23,7 @@ from zray.actor import Actor, ActorClass, ActorHandle
 from zray.remote_function import RemoteFunction
 
 P = ParamSpec("P")
+Q = ParamSpec("Q")
 R = TypeVar("R")
 T = TypeVar("T")
 T0 = TypeVar("T0")
@@ -44,60 +45,64 @@ F_co = TypeVar("F_co", bound=Callable[..., Any], covariant=True)
 
 # -- calls -------------------------------------------------------------------------------------------------------------
 
-class Call(Generic[F_co]):
+class Call(Generic[P, R_co, F_co]):
     """`.remote` of something that is called like F_co: each positional argument may be a reference."""
 
     @overload
-    def __call__(self: Call[Callable[P, R]], *args: P.args, **kwargs: P.kwargs) -> R: ...
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co: ...
     @overload
     def __call__(
-        self: Call[Callable[Concatenate[T0, P], R]], a0: T0 | ObjectRef[T0], /, *args: P.args, **kwargs: P.kwargs
+        self: Call[..., Any, Callable[Concatenate[T0, Q], R]],
+        a0: T0 | ObjectRef[T0],
+        /,
+        *args: Q.args,
+        **kwargs: Q.kwargs,
     ) -> R: ...
     @overload
     def __call__(
-        self: Call[Callable[Concatenate[T0, T1, P], R]],
+        self: Call[..., Any, Callable[Concatenate[T0, T1, Q], R]],
         a0: T0 | ObjectRef[T0],
         a1: T1 | ObjectRef[T1],
         /,
-        *args: P.args,
-        **kwargs: P.kwargs,
+        *args: Q.args,
+        **kwargs: Q.kwargs,
     ) -> R: ...
     @overload
     def __call__(
-        self: Call[Callable[Concatenate[T0, T1, T2, P], R]],
+        self: Call[..., Any, Callable[Concatenate[T0, T1, T2, Q], R]],
         a0: T0 | ObjectRef[T0],
         a1: T1 | ObjectRef[T1],
         a2: T2 | ObjectRef[T2],
         /,
-        *args: P.args,
-        **kwargs: P.kwargs,
+        *args: Q.args,
+        **kwargs: Q.kwargs,
     ) -> R: ...
     @overload
     def __call__(
-        self: Call[Callable[Concatenate[T0, T1, T2, T3, P], R]],
+        self: Call[..., Any, Callable[Concatenate[T0, T1, T2, T3, Q], R]],
         a0: T0 | ObjectRef[T0],
         a1: T1 | ObjectRef[T1],
         a2: T2 | ObjectRef[T2],
         a3: T3 | ObjectRef[T3],
         /,
-        *args: P.args,
-        **kwargs: P.kwargs,
+        *args: Q.args,
+        **kwargs: Q.kwargs,
     ) -> R: ...
     @overload
     def __call__(
-        self: Call[Callable[Concatenate[T0, T1, T2, T3, T4, P], R]],
+        self: Call[..., Any, Callable[Concatenate[T0, T1, T2, T3, T4, Q], R]],
         a0: T0 | ObjectRef[T0],
         a1: T1 | ObjectRef[T1],
         a2: T2 | ObjectRef[T2],
         a3: T3 | ObjectRef[T3],
         a4: T4 | ObjectRef[T4],
         /,
-        *args: P.args,
-        **kwargs: P.kwargs,
+        *args: Q.args,
+        **kwargs: Q.kwargs,
     ) -> R: ...
     @overload
     def __call__(
-        self: Call[Callable[Concatenate[T0, T1, T2, T3, T4, T5, P], R]],
+        self: Call[..., Any, Callable[Concatenate[T0, T1, T2, T3, T4, T5, Q], R]],
         a0: T0 | ObjectRef[T0],
         a1: T1 | ObjectRef[T1],
         a2: T2 | ObjectRef[T2],
@@ -105,12 +110,12 @@ class Call(Generic[F_co]):
         a4: T4 | ObjectRef[T4],
         a5: T5 | ObjectRef[T5],
         /,
-        *args: P.args,
-        **kwargs: P.kwargs,
+        *args: Q.args,
+        **kwargs: Q.kwargs,
     ) -> R: ...
     @overload
     def __call__(
-        self: Call[Callable[Concatenate[T0, T1, T2, T3, T4, T5, T6, P], R]],
+        self: Call[..., Any, Callable[Concatenate[T0, T1, T2, T3, T4, T5, T6, Q], R]],
         a0: T0 | ObjectRef[T0],
         a1: T1 | ObjectRef[T1],
         a2: T2 | ObjectRef[T2],
@@ -119,12 +124,12 @@ class Call(Generic[F_co]):
         a5: T5 | ObjectRef[T5],
         a6: T6 | ObjectRef[T6],
         /,
-        *args: P.args,
-        **kwargs: P.kwargs,
+        *args: Q.args,
+        **kwargs: Q.kwargs,
     ) -> R: ...
     @overload
     def __call__(
-        self: Call[Callable[Concatenate[T0, T1, T2, T3, T4, T5, T6, T7, P], R]],
+        self: Call[..., Any, Callable[Concatenate[T0, T1, T2, T3, T4, T5, T6, T7, Q], R]],
         a0: T0 | ObjectRef[T0],
         a1: T1 | ObjectRef[T1],
         a2: T2 | ObjectRef[T2],
@@ -134,8 +139,8 @@ class Call(Generic[F_co]):
         a6: T6 | ObjectRef[T6],
         a7: T7 | ObjectRef[T7],
         /,
-        *args: P.args,
-        **kwargs: P.kwargs,
+        *args: Q.args,
+        **kwargs: Q.kwargs,
     ) -> R: ...
 
 class MapCall(Generic[F_co]):
@@ -219,7 +224,7 @@ class OtherReturns(Generic[P, R_co, Out_co]):
     """A remote function with num_returns other than 1: `.remote()` gives a list of references, or None with 0."""
 
     @property
-    def remote(self) -> Call[Callable[P, Out_co]]: ...
+    def remote(self) -> Call[P, Out_co, Callable[P, Out_co]]: ...
     @property
     def options(self) -> OptionsOfFunction[P, R_co, OtherReturns[P, R_co, Out_co]]: ...
 
@@ -240,7 +245,9 @@ class OptionsOfFunction(Generic[P, R_co, Out_co]):
     ) -> OtherReturns[P, R_co, list[ObjectRef[Any]]]: ...
 
 class TaskCall:
-    def __get__(self, instance: RemoteFunction[P, R], owner: Any) -> Call[Callable[P, ObjectRef[R]]]: ...
+    def __get__(
+        self, instance: RemoteFunction[P, R], owner: Any
+    ) -> Call[P, ObjectRef[R], Callable[P, ObjectRef[R]]]: ...
 
 class TaskMap:
     def __get__(self, instance: RemoteFunction[P, R], owner: Any) -> MapCall[Callable[P, R]]: ...
@@ -261,7 +268,9 @@ class CheckedActorClass(ActorClass[Any], Generic[C_co]):
     options: OptionsOfActorClass  # type: ignore[assignment]
 
 class CreationOfHandle:
-    def __get__(self, instance: CheckedActorClass[Callable[P, T]], owner: Any) -> Call[Callable[P, ActorHandle[T]]]: ...
+    def __get__(
+        self, instance: CheckedActorClass[Callable[P, T]], owner: Any
+    ) -> Call[P, ActorHandle[T], Callable[P, ActorHandle[T]]]: ...
 
 class OptionsOfActorClass:
     def __get__(self, instance: CheckedActorClass[F], owner: Any) -> OptionsCall[CheckedActorClass[F]]: ...
@@ -273,7 +282,7 @@ class TypedActorClass(Generic[P, R_co]):
     """`SomeActor.options(...)` of a class derived from `zray.Actor`."""
 
     @property
-    def remote(self) -> Call[Callable[P, R_co]]: ...
+    def remote(self) -> Call[P, R_co, Callable[P, R_co]]: ...
     @property
     def options(self) -> OptionsCall[TypedActorClass[P, R_co]]: ...
 
@@ -392,7 +401,7 @@ class TypedMethod(Generic[P, R_co, Out_co]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co: ...
     @property
-    def remote(self) -> Call[Callable[P, Out_co]]: ...
+    def remote(self) -> Call[P, Out_co, Callable[P, Out_co]]: ...
     @overload
     def options(self, **options: Unpack[MethodOptions]) -> TypedMethod[P, R_co, Out_co]: ...
     @overload
@@ -403,34 +412,57 @@ class TypedMethod(Generic[P, R_co, Out_co]):
     ) -> TypedMethod[P, R_co, list[ObjectRef[Any]]]: ...
 
 class Method(Generic[F_co]):
+    """A marked method in its class; F_co is called like the method without its `self`, so that it can be overridden."""
+
+    @overload
+    def __get__(self: Method[Callable[P, R]], instance: None, owner: Any) -> Callable[Concatenate[Any, P], R]: ...
+    @overload
+    def __get__(
+        self: Method[Callable[P, Coroutine[Any, Any, R]]], instance: object, owner: Any
+    ) -> TypedMethod[P, Coroutine[Any, Any, R], ObjectRef[R]]: ...
+    @overload
+    def __get__(self: Method[Callable[P, R]], instance: object, owner: Any) -> TypedMethod[P, R, ObjectRef[R]]: ...
+
+class MethodWithKeywords(Generic[F_co]):
+    """A marked method that takes `**kwargs`, which mypy cannot part from its `self`: F_co has it still."""
+
     @overload
     def __get__(self, instance: None, owner: Any) -> F_co: ...
     @overload
     def __get__(
-        self: Method[Callable[Concatenate[Any, P], Coroutine[Any, Any, R]]], instance: object, owner: Any
+        self: MethodWithKeywords[Callable[Concatenate[Any, P], Coroutine[Any, Any, R]]], instance: object, owner: Any
     ) -> TypedMethod[P, Coroutine[Any, Any, R], ObjectRef[R]]: ...
     @overload
     def __get__(
-        self: Method[Callable[Concatenate[Any, P], R]], instance: object, owner: Any
+        self: MethodWithKeywords[Callable[Concatenate[Any, P], R]], instance: object, owner: Any
     ) -> TypedMethod[P, R, ObjectRef[R]]: ...
 
 class MethodOfOtherReturns(Generic[F_co, Out_co]):
     @overload
-    def __get__(self, instance: None, owner: Any) -> F_co: ...
+    def __get__(
+        self: MethodOfOtherReturns[Callable[P, R], Out], instance: None, owner: Any
+    ) -> Callable[Concatenate[Any, P], R]: ...
     @overload
     def __get__(
-        self: MethodOfOtherReturns[Callable[Concatenate[Any, P], R], Out], instance: object, owner: Any
+        self: MethodOfOtherReturns[Callable[P, R], Out], instance: object, owner: Any
     ) -> TypedMethod[P, R, Out]: ...
 
 class MarkMethod:
-    def __call__(self, function: F, /) -> Method[F]: ...
+    @overload
+    def __call__(self, function: Callable[Concatenate[Any, P], R], /) -> Method[Callable[P, R]]: ...
+    @overload
+    def __call__(self, function: F, /) -> MethodWithKeywords[F]: ...
 
 class MarkMethodOfOtherReturns(Generic[Out_co]):
-    def __call__(self, function: F, /) -> MethodOfOtherReturns[F, Out_co]: ...
+    def __call__(
+        self, function: Callable[Concatenate[Any, P], R], /
+    ) -> MethodOfOtherReturns[Callable[P, R], Out_co]: ...
 
 class MethodDecorator:
     @overload
-    def __call__(self, function: F, /) -> Method[F]: ...
+    def __call__(self, function: Callable[Concatenate[Any, P], R], /) -> Method[Callable[P, R]]: ...
+    @overload
+    def __call__(self, function: F, /) -> MethodWithKeywords[F]: ...
     @overload
     def __call__(self, *, num_returns: Literal[1] | None = 1, **options: Unpack[MethodOptions]) -> MarkMethod: ...
     @overload

@@ -6,6 +6,7 @@ special about actors (`zray.actor_runtime`). `main` is called by the fork parent
 
 from __future__ import annotations
 
+import atexit
 import collections
 import faulthandler
 import gc
@@ -173,6 +174,7 @@ def _prepare(config: WorkerConfig) -> None:
     except OSError:
         pass
     sys.argv = ["zray-worker"]
+    atexit._clear()
     sys.stdout = os.fdopen(1, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
     sys.stderr = os.fdopen(2, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
     faulthandler.enable(open(config.fault_file, "w"), all_threads=False)  # noqa: SIM115 - lives as long as the process

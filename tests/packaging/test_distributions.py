@@ -1,6 +1,7 @@
-"""The distributions, built from a copy of the sources: the sdist holds what a build needs, the wheel only what runs.
+"""The distributions: the sdist holds what a build needs, the wheel only what runs.
 
-Skips where the tools to build them are missing. `.ci/run` also installs the wheel elsewhere and runs a program from it.
+They are built here from a copy of the sources, unless ZRAY_DIST names a directory that holds fresh ones: `.ci/run`, which
+also installs the wheel elsewhere and runs a program from it, has them already.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 @pytest.fixture(scope="module")
 def distributions(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build both from a copy, so that nothing is written beside the sources; return the directory that holds them."""
+    """Return the directory that holds both; build them from a copy, so that nothing is written beside the sources."""
+    if ready := os.environ.get("ZRAY_DIST"):
+        return Path(ready)
     place = tmp_path_factory.mktemp("distributions")
     unwanted = shutil.ignore_patterns(
         ".*_cache", ".venv", ".git", ".hypothesis", "build", "dist", "*.so", "__pycache__"

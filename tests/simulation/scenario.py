@@ -19,7 +19,7 @@ from zray.broker.scheduler import SchedulerConfig
 from zray.ids import return_id
 from zray.task import ACTOR_CREATION, ACTOR_METHOD, TASK, ActorSpec, CallShape, TaskSpec
 
-PATIENCE = 300.0
+PATIENCE = 60.0
 """Simulated seconds after which a program that has not ended is stuck."""
 
 
@@ -47,7 +47,7 @@ class Scenario:
             prestart=rng.choice([-1, 0]),
             worker_idle=rng.choice([0.05, 2.0]),
             lease_idle=rng.choice([0.02, 1.0]),
-            max_workers=rng.choice([24, 2048]),
+            max_workers=rng.choice([150, 2048]),
             stop_grace=0.5,
         )
         self.node = SimNode(self.world, total, config, rng.choice([0.0, 0.0, 0.05]))

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from typing_extensions import assert_type
 
 import zray as ray
 from zray import ActorHandle, ObjectRef, RemoteFunction, exceptions
 from zray.actor import ActorClass
+
+T = TypeVar("T")
 
 ray.init(num_cpus=2, resources={"disk": 1.0})
 
@@ -43,6 +45,11 @@ def lengths(words: list[str], by: dict[str, int] | None = None) -> list[int]:
     return [len(word) for word in words]
 
 
+@ray.remote
+def first_of(items: list[T]) -> T:
+    return items[0]
+
+
 integer: ObjectRef[int] = ray.put(3)
 number: ObjectRef[float] = ray.put(2.5)
 text = ray.put("abc")
@@ -61,6 +68,7 @@ assert_type(scale.remote(integer, factor=2.0), ObjectRef[float])
 assert_type(scale.remote(1, scale.remote(2)), ObjectRef[float])
 assert_type(scale.remote(integer, cast(float, number), label=cast(str, text)), ObjectRef[float])
 assert_type(nothing.remote(), ObjectRef[None])
+assert_type(first_of.remote([1, 2]), ObjectRef[int])
 assert_type(total.remote(1, integer, 3), ObjectRef[int])
 assert_type(join.remote("a", text, text, "d"), ObjectRef[str])
 assert_type(join.remote(text, second="b", third="c", fourth="d"), ObjectRef[str])
@@ -196,10 +204,33 @@ def drive(which: Counter, amount: int) -> int:
 assert_type(drive.remote(counter, integer), ObjectRef[int])
 
 
-@ray.remote(num_cpus=1, max_restarts=-1)
-class Named(Counter):
-    """An actor class derived from another one's plain form is not possible; its checks must not depend on it."""
+class Base(ray.Actor):
+    @ray.method
+    def describe(self, prefix: str) -> str:
+        return prefix
 
+    @ray.method
+    def collect(self, *numbers: int, **named: str) -> dict[str, int]:
+        return dict.fromkeys(named, sum(numbers))
+
+
+@ray.remote(num_cpus=1, max_restarts=-1)
+class Derived(Base):
+    @ray.method
+    def describe(self, prefix: str, suffix: str = "") -> str:
+        return super().describe(prefix) + suffix
+
+    @ray.method
+    def ask(self, peer: Base) -> str:
+        return self.describe("a") + ray.get(peer.describe.remote("b"))
+
+
+derived = Derived.remote()
+assert_type(derived, Derived)
+assert_type(derived.describe.remote(text), ObjectRef[str])
+assert_type(derived.collect.remote(1, integer, a="b"), ObjectRef[dict[str, int]])
+assert_type(derived.ask.remote(derived), ObjectRef[str])
+as_base: Base = derived
 
 found: Counter = ray.get_actor("c")
 ray.get_actor("c", namespace="other").anything.remote(1, x=2)

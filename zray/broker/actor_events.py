@@ -49,7 +49,7 @@ class ActorEvents:
                 "never_started": True,
                 "message": what,
             }
-            node.out.append(actions.ActorDown(spec.creation.id, 0, False, "ActorDiedError", fields))
+            node.actors.refuse(spec.creation.id, fields, node.out)
             if event.reply:
                 node.out.append(actions.SealReply(event.reply, None, ("ActorDiedError", fields)))
             return

@@ -194,13 +194,23 @@ class ActorTable:
         )
         fields = actor.fields("NOT_STARTED", None, None)
         fields["message"] = text
-        out.append(actions.ActorDown(actor.id, 0, False, "ActorDiedError", fields))
+        self.refuse(actor.id, fields, out)
         if reply:
             out.append(
                 actions.SealReply(reply, other.id)
                 if spec.get_if_exists
                 else actions.SealReply(reply, None, ("ValueError", {"message": text}))
             )
+
+    def refuse(self, actor_id: bytes, fields: dict[str, Any], out: list[actions.Action]) -> None:
+        """An actor that never was: whoever calls it learns why."""
+        self._remember_death(actor_id, "ActorDiedError", fields)
+        out.append(actions.ActorDown(actor_id, 0, False, "ActorDiedError", fields))
+
+    def _remember_death(self, actor_id: bytes, kind: str, fields: dict[str, Any]) -> None:
+        self.dead[actor_id] = (kind, fields)
+        if len(self.dead) > _TOMBSTONES:
+            del self.dead[next(iter(self.dead))]
 
     def lookup(self, name: str, namespace: str, reply: bytes, out: list[actions.Action]) -> None:
         """Answer who bears a name."""
@@ -339,9 +349,7 @@ class ActorTable:
     ) -> None:
         """For good: whoever calls, or has called, learns why."""
         self.move(actor, DEAD)
-        self.dead[actor.id] = (kind, fields)
-        if len(self.dead) > _TOMBSTONES:
-            del self.dead[next(iter(self.dead))]
+        self._remember_death(actor.id, kind, fields)
         out.append(actions.ActorDown(actor.id, actor.incarnation, False, kind, fields))
         out.append(actions.RecordEvent("actors", actor.id, "dead", str(fields.get("cause", ""))))
         for spec in orphans:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from zray.broker import actions
 from zray.broker.actor_table import STARTING as ACTOR_STARTING
 from zray.broker.ledger import Demand, Ledger
+from zray.broker.task_table import Shared
 from zray.broker.worker_pool import ACTOR, BUSY, IDLE, Kind, Worker
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from zray.broker.jobs import Job
     from zray.broker.node import Node
     from zray.broker.task_table import TaskQueue
+    from zray.task import TaskSpec
 
 _LOOK_AHEAD = 64
 """Tasks of one demand for which room is looked for in one pass: more workers than that are not started or freed at
@@ -297,13 +299,11 @@ class Dispatcher:
         thief = node.pool.idle_for(queue.job, demand, node.ledger)
         if thief is None:
             return
-        home = node.tasks.home
-        alone = [spec for spec in victim.handed if home.get(spec.id) is victim]
-        if node.tasks.counts(victim, victim.handed[0].id) and alone and alone[0] is victim.handed[0]:
-            del alone[0]
-        if not alone:
+        live = [spec for spec in victim.handed if node.tasks.counts(victim, spec.id)]
+        late = [spec for spec in live[1:] if self._is_late(spec, now)]
+        if not late:
             return
-        specs = alone[len(alone) // 2 :]
+        specs = late[len(late) // 2 :]
         for spec in specs:
             node.tasks.share(spec, thief)
         node.pool.move(thief, BUSY)
@@ -318,6 +318,14 @@ class Dispatcher:
         if node.story is not None:
             for spec in specs:
                 node.story.tell(spec.id, f"{now:.6f} copy to worker {thief.number}, also at {victim.number}")
+
+    def _is_late(self, spec: TaskSpec, now: float) -> bool:
+        """Do all who have the task lie still?"""
+        since = now - self.node.config.steal_after
+        home = self.node.tasks.home.get(spec.id)
+        if type(home) is Shared and home.queue is not None:
+            return False
+        return all(worker.blocked or worker.since <= since for worker in self.node.tasks.holders(spec.id))
 
 
 def _turn(job: Job) -> tuple[int, float]:

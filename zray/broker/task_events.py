@@ -277,8 +277,12 @@ class TaskEvents:
             counts = tasks.counts(worker, spec.id)
             if spec.id in ran and (counts or claimed is not None):
                 self._retry(spec, worker, kind, fields)
-            elif counts and not tasks.withdraw(worker, spec.id):
-                untouched.append(spec)
+            elif counts:
+                if not tasks.withdraw(worker, spec.id):
+                    untouched.append(spec)
+                else:
+                    for other in tasks.holders(spec.id)[:1]:
+                        tasks.offer(other, [spec])
         for spec in reversed(untouched):
             queue = worker.job.queues.get(spec.shape)
             if queue is not None and not worker.job.ended:

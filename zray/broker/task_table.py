@@ -244,23 +244,36 @@ class TaskTable:
         queue.specs.appendleft(spec)
         self._grow(queue, 1)
 
-    def offer(self, worker: Worker, specs: list[TaskSpec]) -> int:
-        """Queue copies of tasks that this worker has and may not come to soon, first and in their order. Returns how
-        many; others have copies elsewhere."""
-        count = 0
-        home = self.home
-        queue = worker.queue
-        assert queue is not None
+    def offer(self, worker: Worker, specs: list[TaskSpec]) -> None:
+        """Queue copies of what this worker has, first and in their order, unless somebody who does not wait has a copy too."""
         for spec in reversed(specs):
-            if home.get(spec.id) is worker:
+            queue = worker.job.queues.get(spec.shape)
+            if queue is not None and self._lies_behind_waiting(spec.id):
                 self._clean(queue, spec.id)
-                home[spec.id] = Shared(spec, [worker], queue)
+                home = self.home[spec.id]
+                if type(home) is Shared:
+                    home.queue = queue
+                else:
+                    self.home[spec.id] = Shared(spec, [worker], queue)
                 queue.specs.appendleft(spec)
                 queue.shared += 1
-                count += 1
-        if count:
-            self._grow(queue, count)
-        return count
+                self._grow(queue, 1)
+
+    def _lies_behind_waiting(self, task: bytes) -> bool:
+        """Does everyone who has the task wait for something (and perhaps for this very task)?"""
+        home = self.home.get(task)
+        if type(home) is Worker:
+            return home.blocked
+        if type(home) is Shared and home.queue is None:
+            return all([worker.blocked for worker in home.workers])  # a list: compiled generators cost more than they save
+        return False
+
+    def holders(self, task: bytes) -> list[Worker]:
+        """The workers whose copies of the task count."""
+        home = self.home.get(task)
+        if type(home) is Worker:
+            return [home]
+        return list(home.workers) if type(home) is Shared else []
 
     def _clean(self, queue: TaskQueue, task: bytes) -> None:
         """A task that is queued anew must not be skipped for a spec of it that was dropped: take that spec out."""

@@ -92,13 +92,17 @@ class GcsService:
         """Make the shards and load what is stored; sockets are bound when somebody first asks for notices.
 
         Args:
-            open_publisher: binds a PUB socket at an endpoint (`Context.publisher`); None: nobody can subscribe, only
-                read. directory: runtime directory of the session, for the sockets `g0`, `g1` ... shards: 1 to 256.
-                clock: for beats and for times in rows. limits: bounds of the whole store. storage: where acknowledged
-                writes survive; default: nowhere. archive: where flushed task rows are kept for later; default: nowhere.
-                referenced: tells which of some task ids have results that somebody still refers to, so that their specs
-                outlive their rows. epoch: number of this life of the service, above 0; default: random. faults: planted
-                mistakes, for tests.
+            open_publisher: binds a PUB socket at an endpoint (`Context.publisher`); None: one can only read.
+            directory: runtime directory of the session, for the sockets `g0`, `g1` ...
+            shards: 1 to 256.
+            clock: for beats and for times in rows.
+            limits: bounds of the whole store.
+            storage: where acknowledged writes survive; default: nowhere.
+            archive: where flushed task rows are kept for later; default: nowhere.
+            referenced: tells which of some tasks have results that somebody still refers to: their specs outlive
+                their rows.
+            epoch: number of this life of the service, above 0; default: random.
+            faults: planted mistakes, for tests.
 
         Raises:
             ValueError: the number of shards is out of range.
@@ -277,7 +281,7 @@ class GcsService:
         return isinstance(self.delete_bytes(ROW_TABLES[row_type], key), m.Written)
 
     def record_event(self, subject_table: str, subject: bytes, what: str, detail: str = "") -> None:
-        """Add an event; the oldest go when there are more than `limits.events`."""
+        """Add an event; the oldest go when there are more than `limits.events`. Some microseconds: not for every task."""
         self._events += 1
         row = EventRow(self._events, self._clock.wall(), subject_table, subject, what, detail)
         self.put_bytes(Table.EVENTS, event_key(row.number), encode_row(row), ended=True)
@@ -328,9 +332,10 @@ class GcsService:
         Args:
             job: number of the job.
             worker: number of the worker, below 2**32.
-            ids: ids of the tasks; those that were never submitted here (sent straight to a worker) get a row without a
-                spec. statuses: a byte for each: `wire.DONE_*`, FAILED or ABANDONED. DONE_RETRY and DONE_SKIPPED end
-                nothing and are left out. micros: run time of each in microseconds.
+            ids: ids of the tasks; those never submitted here (sent straight to a worker) get a row without a spec.
+            statuses: a byte for each: `wire.DONE_*`, FAILED or ABANDONED. DONE_RETRY and DONE_SKIPPED end nothing and
+                are left out.
+            micros: run time of each in microseconds.
 
         Raises:
             ValueError: the columns differ in length.

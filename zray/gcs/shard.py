@@ -12,8 +12,9 @@ Equations, checked by `validate()`; r ranges over rows, t over tables:
 
     1 <= r.version <= revision, all different          revision == base + sum(numbers.of(t))
     table.bytes == sum(len(key) + len(r.value))        keys (ordered) == rows (as sets)
-    table.ended == keys of ended rows, <= its bound    log: sequences without a hole up to numbers.of(t), versions
-    growing for each key in the log: its newest entry there == its row (or the row is absent and the entry a deletion)
+    table.ended == keys of ended rows, <= its bound    len(log) and its bytes <= their bounds
+    log: sequences without a hole up to numbers.of(t), versions growing
+    for each key in the log: its newest entry there == its row (or the row is absent and the entry a deletion)
 """
 
 from __future__ import annotations
