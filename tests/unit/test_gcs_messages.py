@@ -6,7 +6,7 @@ import random
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from zray.clock import ManualClock
@@ -97,7 +97,7 @@ def service() -> GcsService:
     return GcsService(None, "", shards=2, clock=ManualClock(), epoch=1)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None, max_examples=300)
 @given(st.binary(max_size=64))
 def test_random_bytes_get_an_answer_and_change_nothing(data: bytes) -> None:
     gcs = service()
@@ -121,7 +121,7 @@ plain = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=80)
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None, max_examples=80)
 @given(st.integers(0, 13), st.lists(plain, max_size=6))
 def test_any_fields_get_an_answer_and_leave_a_valid_store(kind: int, fields: list[object]) -> None:
     gcs = service()

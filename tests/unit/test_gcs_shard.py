@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
@@ -248,4 +248,6 @@ class ShardAgainstDictionary(RuleBasedStateMachine):
 
 
 TestShardAgainstDictionary = ShardAgainstDictionary.TestCase
-TestShardAgainstDictionary.settings = settings(max_examples=25, stateful_step_count=30, deadline=None)
+TestShardAgainstDictionary.settings = settings(
+    max_examples=25, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)

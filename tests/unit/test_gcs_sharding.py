@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from zray.gcs.sharding import shard_of, slot_of, slot_table
@@ -21,7 +21,7 @@ def crc32_by_bits(data: bytes) -> int:
     return value ^ 0xFFFF_FFFF
 
 
-@settings(deadline=None)
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(st.binary(max_size=40))
 def test_the_slot_of_a_text_key_is_the_written_formula(key: bytes) -> None:
     expected = crc32_by_bits(key) * 0x9E37_79B1 % 2**32 // 2**24
@@ -33,7 +33,7 @@ def test_slots_never_change() -> None:
     assert [slot_of(Table.KV, key) for key in (b"", b"a", b"zray", b"\x00" * 16)] == [0, 250, 2, 217]
 
 
-@settings(deadline=None)
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(st.binary(min_size=16, max_size=16), st.integers(0, 1000), st.integers(1, 256))
 def test_a_task_and_its_results_are_neighbours(parent: bytes, counter: int, shards: int) -> None:
     task = task_id(parent, counter)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from zray.gcs.tables import (
@@ -88,7 +88,7 @@ def test_user_entries_may_hold_any_bytes_but_need_a_namespaced_key() -> None:
             check_entry(Table.KV, key, b"")
 
 
-@settings(deadline=None)
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(st.tuples(st.binary(max_size=8), st.binary(max_size=8)), st.tuples(st.binary(max_size=8), st.binary(max_size=8)))
 def test_namespaced_keys_are_different_for_different_pairs(
     one: tuple[bytes, bytes], other: tuple[bytes, bytes]
@@ -97,7 +97,7 @@ def test_namespaced_keys_are_different_for_different_pairs(
     assert (namespaced_key(*one) == namespaced_key(*other)) == (one == other)
 
 
-@settings(deadline=None)
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(st.binary(max_size=4), st.binary(max_size=4), st.binary(max_size=4))
 def test_a_prefix_stays_inside_its_namespace(namespace: bytes, prefix: bytes, key: bytes) -> None:
     assert namespaced_key(namespace, key).startswith(namespaced_key(namespace, prefix)) == key.startswith(prefix)
@@ -110,7 +110,7 @@ def test_a_namespace_has_a_greatest_length() -> None:
         namespaced_key(bytes(0x10000), b"k")
 
 
-@settings(deadline=None)
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(st.lists(st.integers(0, 2**64 - 1)))
 def test_event_keys_are_ordered_as_their_numbers(numbers: list[int]) -> None:
     assert sorted(numbers) == [int.from_bytes(key, "big") for key in sorted(map(event_key, numbers))]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
@@ -346,4 +346,6 @@ class TasksAgainstModel(RuleBasedStateMachine):
 
 
 TestTasksAgainstModel = TasksAgainstModel.TestCase
-TestTasksAgainstModel.settings = settings(max_examples=25, stateful_step_count=30, deadline=None)
+TestTasksAgainstModel.settings = settings(
+    max_examples=25, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
