@@ -1,6 +1,7 @@
 """Faults to plant in the scheduler machine, one at a time: mistakes that such machines are prone to.
 
-Each replaces one method of one machine. `test_faults` demands that the simulation finds each of them. Does not cover the store and the processes.
+Each replaces one method of one machine. `test_faults` demands that the simulation finds each of them. Does not cover
+the store and the processes.
 """
 
 from __future__ import annotations
@@ -10,16 +11,19 @@ from typing import Any
 
 import pytest
 
+from zray import wire
 from zray.broker import actions
-from zray.broker.actor_table import QUEUED, ActorRecord, ActorTable
+from zray.broker.actor_events import ActorEvents
+from zray.broker.actor_table import DEAD, QUEUED, ActorRecord, ActorTable
 from zray.broker.cancelling import Canceller
 from zray.broker.dependencies import Dependencies, Waiting
+from zray.broker.dispatch import Dispatcher
 from zray.broker.ledger import Demand, Ledger
 from zray.broker.node import Node
 from zray.broker.scheduler import Scheduler
 from zray.broker.task_events import TaskEvents
-from zray.broker.task_table import Shared, TaskQueue, TaskTable
-from zray.broker.worker_pool import IDLE, Worker
+from zray.broker.task_table import ShapeState, Shared, TaskQueue, TaskTable
+from zray.broker.worker_pool import IDLE, Worker, WorkerPool
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 FAULTS: dict[str, Plant] = {}
@@ -102,8 +106,6 @@ def retries_have_no_limit(patch: pytest.MonkeyPatch) -> None:
 
         return init
 
-    from zray.broker.task_table import ShapeState
-
     wrap(patch, ShapeState, "__init__", make)
 
 
@@ -134,8 +136,6 @@ def tasks_behind_the_one_that_died_are_lost(patch: pytest.MonkeyPatch) -> None:
 @fault
 def tasks_behind_a_waiting_one_stay_there(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(TaskTable, "offer", lambda self, worker, specs: 0)
-    from zray.broker.dispatch import Dispatcher
-
     patch.setattr(Dispatcher, "_share_out", lambda self, now: None)
 
 
@@ -168,26 +168,11 @@ def an_ended_task_stays_in_its_queue(patch: pytest.MonkeyPatch) -> None:
 
 
 @fault
-def a_worker_gets_a_task_of_which_it_has_a_ghost(patch: pytest.MonkeyPatch) -> None:
-    def make(original: Any) -> Any:
-        def top_up(self: Any, worker: Worker, now: float) -> None:
-            ghosts, worker.ghosts = worker.ghosts, 0
-            original(self, worker, now)
-            worker.ghosts = ghosts
-
-        return top_up
-
-    from zray.broker.dispatch import Dispatcher
-
-    wrap(patch, Dispatcher, "top_up", make)
-
-
-@fault
 def the_report_of_a_dead_worker_is_ignored(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(TaskEvents, "_late_report", lambda self, event: None)
 
     def not_ended(self: Any, worker: Worker, spec: Any, status: int) -> None:
-        if status == 4 and not self.node.tasks.withdraw(worker, spec.id):
+        if status == wire.DONE_SKIPPED and not self.node.tasks.withdraw(worker, spec.id):
             self.node.tasks.home.pop(spec.id, None)
             self.node.tasks.requeue(worker.job.queues[spec.shape], spec)
 
@@ -213,11 +198,6 @@ def a_notice_that_died_with_its_sender_is_not_missed(patch: pytest.MonkeyPatch) 
 
 
 @fault
-def dependents_of_a_failed_task_are_not_woken(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(TaskEvents, "wake_after_errors", lambda self, out: None)
-
-
-@fault
 def a_cancelled_task_is_only_forgotten(patch: pytest.MonkeyPatch) -> None:
     wrap(patch, Canceller, "_end_cancelled", without(actions.SealError))
 
@@ -229,7 +209,7 @@ def a_cancelled_task_stays_in_the_table(patch: pytest.MonkeyPatch) -> None:
     )
 
 
-# -- workers and leases --------------------------------------------------------------------------------------------------
+# -- workers and leases ------------------------------------------------------------------------------------------------
 
 
 @fault
@@ -279,8 +259,6 @@ def workers_of_an_ended_job_live_on(patch: pytest.MonkeyPatch) -> None:
 
 @fault
 def a_worker_of_another_job_is_used(patch: pytest.MonkeyPatch) -> None:
-    from zray.broker.worker_pool import WorkerPool
-
     def idle_for(self: Any, job: Any, demand: Demand, ledger: Ledger) -> Worker | None:
         for group in self.idle.values():
             for worker in group.values():
@@ -354,8 +332,6 @@ def calls_kept_for_an_incarnation_that_failed_are_dropped(patch: pytest.MonkeyPa
 
 @fault
 def an_actor_is_replaced_before_its_process_is_gone(patch: pytest.MonkeyPatch) -> None:
-    from zray.broker.actor_events import ActorEvents
-
     def make(original: Any) -> Any:
         def kill(self: Any, event: Any, now: float) -> None:
             actor = self.node.actors.actors.get(event.actor)
@@ -394,4 +370,4 @@ def callers_of_a_dead_actor_get_no_answer(patch: pytest.MonkeyPatch) -> None:
 
 @fault
 def an_actor_whose_process_could_not_be_started_is_forgotten(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(ActorTable, "start_lost", lambda self, actor, *args: self.move(actor, 5))
+    patch.setattr(ActorTable, "start_lost", lambda self, actor, *args: self.move(actor, DEAD))

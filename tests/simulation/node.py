@@ -89,15 +89,15 @@ class SimNode:
         self._next_tick = 0.0
         self._wanted = float("inf")
         self._fork_ready = 0.0
-        self._do: dict[type[a.Action], Callable[[Any], None]] = {
+        self._do: dict[type[a.Action], Callable[[Any], object]] = {
             a.StartWorker: self._start_worker,
             a.KillWorker: self._kill_worker,
             a.StopWorker: lambda x: self._send(x.worker, wire.Shutdown(x.reason)),
             a.RunOn: self._run_on,
             a.Reopen: self._reopen,
             a.SealError: lambda x: self._seal(x.task, x.num_returns, x.kind, x.fields),
-            a.SealErrors: lambda x: [self._seal(task, x.num_returns, x.kind, x.fields) for task in x.tasks],
-            a.SealEntries: lambda x: [self.store.force(i, (x.kind, x.fields)) for i in x.ids],
+            a.SealErrors: self._seal_many,
+            a.SealEntries: self._seal_entries,
             a.WatchObjects: lambda x: self._look_again(x.ids),
             a.SealReply: lambda x: self.store.force(x.reply, x.value if x.error is None else ("error", x.error)),
             a.GrantLease: self._grant_lease,
@@ -112,7 +112,7 @@ class SimNode:
             a.RecordEvent: lambda x: None,
             a.Warn: lambda x: None,
         }
-        self._on: dict[type[Any], Callable[[Any], None]] = {
+        self._on: dict[type[Any], Callable[[Any], object]] = {
             wire.Goodbye: lambda m: self.end_job(m.job, "the driver has ended"),
             wire.WorkerReady: self._worker_ready,
             wire.SubmitTasks: self._submit_tasks,
@@ -338,7 +338,8 @@ class SimNode:
     # -- actions -------------------------------------------------------------------------------------------------------
 
     def _run_on(self, action: a.RunOn) -> None:
-        """A worker that was on lease must be done with what it got directly (but for a call that left just before the lease was taken back)."""
+        """A worker that was on lease must be done with what it got directly (but for a call that left just before the
+        lease was taken back)."""
         worker = self.workers.get(action.worker)
         if worker is not None:
             for entry in self.store.entries.values():
@@ -359,6 +360,14 @@ class SimNode:
 
     def _seal(self, task: bytes, num_returns: int, kind: str, fields: dict[str, Any]) -> None:
         self.store.force(return_id(task, 0), (kind, fields))
+
+    def _seal_many(self, action: a.SealErrors) -> None:
+        for task in action.tasks:
+            self._seal(task, action.num_returns, action.kind, action.fields)
+
+    def _seal_entries(self, action: a.SealEntries) -> None:
+        for object_id in action.ids:
+            self.store.force(object_id, (action.kind, action.fields))
 
     def _grant_lease(self, action: a.GrantLease) -> None:
         worker = self.workers[action.worker]

@@ -352,6 +352,7 @@ class Worker(Process):
         node.running(self, spec, kind)
         begun = self.world.now
         self.current = spec.id
+        self.children = 0  # ids follow from the parent: run again, it makes the same ones
         try:
             if self.cancel_word == spec.id:
                 raise Cancelled

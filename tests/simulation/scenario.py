@@ -222,11 +222,14 @@ class Play:
         yield Get([result for result, plan in zip(results, plans, strict=True) if plan.kind == "ok"])
 
     def chain(self) -> Program:
-        """Tasks that use the results of those before."""
+        """Tasks that use the results of those before; sometimes one of them is cancelled."""
+        first = len(self.tasks)
         for _ in range(self.rng.randint(1, 8)):
             recent = self.refs[-6:]
             deps = tuple(self.rng.sample(recent, min(len(recent), self.rng.randint(0, 2))))
             self.refs.extend(self.submit([self.scenario.plan(0, self.scenario.plain)], deps))
+        if self.rng.random() < 0.3:
+            self.cancel_task(self.rng.choice(self.tasks[first:]))
         yield 1e-6
 
     def sync(self) -> Program:
@@ -247,11 +250,14 @@ class Play:
     def cancel(self) -> Program:
         """Cancel some task."""
         if self.tasks:
-            task = self.rng.choice(self.tasks)
-            self.node.cancelled.add(task)
-            force, recursive = self.rng.random() < 0.3, self.rng.random() < 0.5
-            self.driver.to_broker.send(wire.CancelTask(task, force, recursive))
+            self.cancel_task(self.rng.choice(self.tasks))
         yield 1e-6
+
+    def cancel_task(self, task: bytes) -> None:
+        """Cancel a task in any of the ways there are."""
+        self.node.cancelled.add(task)
+        force, recursive = self.rng.random() < 0.3, self.rng.random() < 0.5
+        self.driver.to_broker.send(wire.CancelTask(task, force, recursive))
 
     def wait(self) -> Program:
         """Wait for some."""

@@ -7,7 +7,7 @@ import pytest
 from tests.simulation.faults import FAULTS
 from tests.simulation.scenario import Scenario
 
-SEEDS = 250
+SEEDS = 600
 """At most so many seeds may pass before a fault is found."""
 
 

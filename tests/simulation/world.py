@@ -26,12 +26,12 @@ class World:
         self.rng = Random(seed)
         self.now = 0.0
         self.steps = 0
-        self.heap: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
+        self.heap: list[tuple[float, int, Callable[..., object], tuple[Any, ...]]] = []
         self.pushed = 0
         self.log: deque[str] = deque(maxlen=400)
         self.after_step: Callable[[], None] | None = None
 
-    def at(self, delay: float, what: Callable[..., None], *args: Any) -> None:
+    def at(self, delay: float, what: Callable[..., object], *args: Any) -> None:
         """Let something happen `delay` seconds from now."""
         self.pushed += 1
         heapq.heappush(self.heap, (self.now + delay, self.pushed, what, args))
