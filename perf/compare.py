@@ -331,14 +331,16 @@ def rate_lines(records: list[dict[str, Any]], verdicts: list[Verdict]) -> list[s
 
 def latency_lines(records: list[dict[str, Any]]) -> list[str]:
     """Return the table of single calls: p50 / p99 of ours, the peer's, and each floor that has single calls, in us."""
-    table = [["p50 / p99 in us", "zray", "peer", "theirs", "floors of the same run"]]
+    table = [["p50 / p99 in us", "zray", "peer", "theirs", "p50 ratio", "floors of the same run"]]
     for record in records:
         found = record.get("latency")
         if not found:
             continue
         peer = record["peer"] or ""
         floors = "; ".join(f"{name} {_single(one)}" for name, one in found.items() if name not in (OURS, peer))
-        table.append([record["row"], _single(found.get(OURS)), peer, _single(found.get(peer)), floors])
+        ours, theirs = found.get(OURS), found.get(peer)
+        times = f"{theirs['p50'] / ours['p50']:.3g}" if ours and theirs else ""
+        table.append([record["row"], _single(ours), peer, _single(theirs), times, floors])
     return _columns(table) if len(table) > 1 else []
 
 
