@@ -40,6 +40,12 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.pop("ZRAY_SPILL_DIR", None)
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """What collecting made stays till the end: the collections of garbage after each test need not look at it."""
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Remove the run's runtime directory."""
     shutil.rmtree(os.environ[RUNTIME], ignore_errors=True)
