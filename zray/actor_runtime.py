@@ -16,9 +16,9 @@ import queue
 import threading
 from typing import TYPE_CHECKING, Any, Final
 
-from zray import errors, failures, wire
+from zray import api, errors, failures, wire
 from zray.call_order import CallOrder
-from zray.execution import ActorExitRequested, Claimed
+from zray.execution import ActorExitRequested, Claimed, DependencyFailed
 from zray.session import RUNNING, TaskContext
 
 if TYPE_CHECKING:
@@ -46,6 +46,8 @@ class ActorHost:
         self._pool: queue.SimpleQueue[TaskSpec | None] = queue.SimpleQueue()
         self._running = 0
         self._state_lock = threading.Lock()
+        self._coroutines: dict[int, tuple[asyncio.AbstractEventLoop, asyncio.Task[None]]] = {}
+        """Asynchronous calls under way, by the word that names them in a cancellation."""
 
     # -- birth --------------------------------------------------------------------------------------------------------
 
@@ -57,6 +59,7 @@ class ActorHost:
         executor.actor_id = creation.id
         context = TaskContext(creation.id, shape.name, self.incarnation, creation.id, self.spec.running_resources)
         session.root = context
+        api.set_actor(self.spec)
         token = RUNNING.set(context)
         try:
             executor.mark_log(shape.name)
@@ -70,7 +73,10 @@ class ActorHost:
         except BaseException as error:
             if isinstance(error, SystemExit) and not isinstance(error, ActorExitRequested):
                 executor.leave(error.code)
-            record = failures.capture(error, function_name=shape.name, task_id=creation.id, actor_id=creation.id)
+            if isinstance(error, DependencyFailed):
+                record = failures.because_of_input(error.record, function_name=shape.name, task_id=creation.id)
+            else:
+                record = failures.capture(error, function_name=shape.name, task_id=creation.id, actor_id=creation.id)
             executor.publish_log()
             died = errors.ActorDiedError(
                 actor_id=creation.id.hex(), class_name=shape.name, creation_error=failures.rebuild(record)
@@ -185,9 +191,19 @@ class ActorHost:
             if self.exiting and not under_way and not waiting:
                 self.leave()
 
+    def cancel(self, word: int) -> None:
+        """Cancel the asynchronous call with this word, if it is under way (called from a signal handler)."""
+        found = self._coroutines.get(word)
+        if found is not None:
+            found[0].call_soon_threadsafe(found[1].cancel)
+
     async def _run_async(self, call: Claimed) -> None:
         executor = self.executor
         RUNNING.set(call.context)
+        word = int.from_bytes(call.spec.id[:8], "little")
+        task = asyncio.current_task()
+        assert task is not None
+        self._coroutines[word] = asyncio.get_running_loop(), task
         try:
             shape, spec = call.shape, call.spec
             if spec.args or spec.args_kind:
@@ -201,6 +217,8 @@ class ActorHost:
             executor.fail(call, error)
         else:
             executor.succeed(call, value)
+        finally:
+            self._coroutines.pop(word, None)
 
 
 def is_asynchronous(cls: type) -> bool:

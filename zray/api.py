@@ -9,7 +9,7 @@ import atexit
 import os
 import sys
 import threading
-from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast, overload
 
 import msgspec
 
@@ -311,11 +311,19 @@ def shutdown(_exiting_interpreter: bool = False) -> None:
             _watcher.stop()
         if _tail is not None:
             _tail.stop()
-        _store.hooks.current_store = None
+        hooks = _store.hooks
+        hooks.current_store = None
+        hooks.future = hooks.awaiting = hooks.load_file = (
+            _ended  # or they would keep the session, and with it the mapping
+        )
         session.close()
         if started is not None:
             started.stop()
         _session = _submitter = _watcher = _node = _tail = None
+
+
+def _ended(*_: object) -> NoReturn:
+    raise errors.ZrayUsageError("the zray session was shut down: call zray.init() first")
 
 
 def is_initialized() -> bool:
@@ -534,7 +542,7 @@ def get_gpu_ids() -> list[int]:
 
 def timeline(filename: str | None = None) -> list[dict[str, Any]] | None:
     """Return what ran when as Chrome trace events (open them in ui.perfetto.dev); with a file name write them there as JSON."""
-    from zray.timeline import chrome_events
+    from zray.trace_events import chrome_events
 
     rows = chrome_events(query("tasks", "100000"), query("events"))
     if filename is None:

@@ -6,6 +6,7 @@ order (`zray.worker`, `zray.actor_runtime`), or the form of errors (`zray.failur
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import os
 import sys
@@ -218,7 +219,7 @@ class Executor:
         micros = (time.perf_counter_ns() - call.start) // 1000
         if isinstance(error, SystemExit) and not isinstance(error, ActorExitRequested):
             self.leave(error.code)
-        if isinstance(error, KeyboardInterrupt) and self._cancelled(call.spec.id):
+        if isinstance(error, (KeyboardInterrupt, asyncio.CancelledError)) and self._cancelled(call.spec.id):
             error = errors.TaskCancelledError(task_id=call.spec.id.hex(), function_name=call.shape.name)
             status = wire.DONE_CANCELLED
         elif self._shall_retry(call, error):

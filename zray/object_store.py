@@ -60,7 +60,7 @@ class ObjectStore:
         store = self.store
         try:
             return store.put(object_id, packed.stream, packed.buffers, packed.kind, packed.size, packed.refs)
-        except StoreFull:
+        except (StoreFull, errors.ObjectStoreFullError):
             pass
         if packed.size > self.capacity:
             return self._put_file(object_id, packed)
@@ -158,7 +158,7 @@ class ObjectStore:
         """Read a spilled value back into memory; False when it must be read from its file (no room, or another process is at it)."""
         try:
             room = self._with_room(self.store.describe(ref)[4], lambda: self.store.restore_begin(ref), lambda: None)
-        except errors.ObjectStoreFullError:
+        except (errors.ObjectStoreFullError, errors.OutOfDiskError):
             return False
         if room is None:
             return False

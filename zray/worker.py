@@ -159,7 +159,9 @@ def _interrupt_task(worker: Worker) -> None:
     def handler(_number: int, _frame: FrameType | None) -> None:
         context = worker.session.current()
         word = worker.session.store.own_word(wire.WORD_CANCEL)
-        if word and int.from_bytes(context.task[:8], "little") == word:
+        if worker.actor is not None and not worker.actor.serial:
+            worker.actor.cancel(word)
+        elif word and int.from_bytes(context.task[:8], "little") == word:
             raise KeyboardInterrupt
 
     signal.signal(signal.SIGUSR2, handler)

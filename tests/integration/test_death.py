@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import zray
-from tests.helpers import RUNTIME, Program, alive, broker_pid, children, processes_under, query, stop, wait_for, worker_pids
+from tests.helpers import RUNTIME, Program, alive, broker_pid, children, cpus_are_free, processes_under, query, stop, wait_for, worker_pids
 from zray import exceptions
 from zray.exceptions import ActorDiedError, DeathCause, WorkerCrashedError, ZraySystemError
 
@@ -322,7 +322,7 @@ def test_workers_killed_at_random_lose_no_task(zray_session: Callable[..., Any],
     assert kills >= 3
     assert zray.get(sums) == [4 * i + 1 for i in range(200)]
     assert zray.get(refs) == [(i, 100_000) for i in range(400)]
-    wait_for(lambda: query("statistics")["pending"] == 0)
+    wait_for(cpus_are_free)
     assert query("check") == {}
 
 

@@ -41,13 +41,14 @@ class Canceller:
                         if child not in seen:
                             seen.add(child)
                             pending.append(child)
-            self._cancel_one(task, event.force, event.worker if task == event.task else 0)
+            direct = task == event.task
+            self._cancel_one(task, event.force, event.worker if direct else 0, event.begun or not direct)
 
-    def _cancel_one(self, task: bytes, force: bool, direct: int) -> None:
+    def _cancel_one(self, task: bytes, force: bool, direct: int, begun: bool) -> None:
         node = self.node
         home = node.tasks.home.get(task)
         if home is None:
-            self._cancel_direct(task, force, direct)
+            self._cancel_direct(task, force, direct, begun)
         elif type(home) is TaskQueue:
             self._end_cancelled(task, home.shape)
         elif type(home) is Waiting:
@@ -86,9 +87,13 @@ class Canceller:
                 return spec.id
         return None
 
-    def _cancel_direct(self, task: bytes, force: bool, number: int) -> None:
-        """A call that went straight to a leased worker or an actor: only the store knew where it is."""
+    def _cancel_direct(self, task: bytes, force: bool, number: int, begun: bool) -> None:
+        """A call that went straight to a leased worker or an actor, or waits for an actor: only the store knew where it
+        is. One that nobody has claimed ends at once: whoever comes to it cannot claim it any more."""
         node = self.node
+        if not begun:
+            node.out.append(actions.SealError(task, actions.UNKNOWN_RETURNS, "TaskCancelledError", {"task_id": task.hex()}))
+            return
         worker = node.pool.workers.get(number)
         if worker is None or worker.state in (DYING, STOPPING):
             return

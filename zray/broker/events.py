@@ -185,6 +185,8 @@ class TaskCancel(Event, frozen=True):
     worker: int = 0
     """The worker or actor that the store names as target or claimant of the task's results, 0 for none: how a call that
     went straight to it is found."""
+    begun: bool = True
+    """Whether somebody had claimed it."""
 
 
 class ActorLookup(Event, frozen=True):

@@ -277,7 +277,9 @@ class Broker:
 
     def _cancel(self, message: wire.CancelTask) -> None:
         worker = self._executor_of(message.task)
-        self.tell(e.TaskCancel(message.task, message.force, message.recursive, worker))
+        ref = self.store.reference(_store.with_index(message.task, 1))
+        begun = ref is not None and self.store.state(ref) != _store.STATE_PENDING
+        self.tell(e.TaskCancel(message.task, message.force, message.recursive, worker, begun))
 
     def _executor_of(self, task: bytes) -> int:
         """The worker that the store names as target or claimant of a task's first result; 0 for none."""
