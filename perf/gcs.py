@@ -64,7 +64,7 @@ class Curve:
         self.batch = batch
         self.samples: list[dict[str, float]] = []
         self.done = 0
-        self._wall = self._cpu = 0.0
+        self._wall = self.cpu = 0.0
         self._since = 0
 
     def clocked(self, calls: list[Callable[[], object]]) -> None:
@@ -72,7 +72,7 @@ class Curve:
         wall, cpu = time.perf_counter(), time.thread_time()
         for call in calls:
             call()
-        self._cpu += time.thread_time() - cpu
+        self.cpu += time.thread_time() - cpu
         self._wall += time.perf_counter() - wall
 
     def end(self, ids: list[bytes], worker: int) -> Callable[[], object]:
@@ -88,11 +88,11 @@ class Curve:
             "rows": self.done,
             "rss_mib": round(resident() / 2**20, 2),
             "wall_us_per_row": round(self._wall / rows * 1e6, 4),
-            "cpu_us_per_row": round(self._cpu / rows * 1e6, 4),
+            "cpu_us_per_row": round(self.cpu / rows * 1e6, 4),
         }
         self.samples.append(found)
         timing.print_json(found)
-        self._wall = self._cpu = 0.0
+        self._wall = self.cpu = 0.0
         self._since = self.done
 
     def run(self) -> None:
@@ -134,6 +134,23 @@ def single_tasks(gcs: GcsService, rows: int = 100_000) -> float:
     return (time.thread_time() - start) / rows * 1e6
 
 
+def held_tasks(shards: int, rows: int = 400_000) -> dict[str, float]:
+    """Return what it costs when somebody refers to every result: time and memory per row, the question itself left out."""
+    gcs = GcsService(None, "", shards=shards, referenced=lambda names: names)
+    before = resident()
+    curve = Curve(gcs, rows, 64)
+    curve.sample = lambda: None  # type: ignore[method-assign]
+    curve.run()
+    statistics = gcs.statistics()
+    kept = statistics.tasks_held + statistics.tasks_ended
+    gcs.validate()
+    return {
+        "held_tasks_us_per_row": round(curve.cpu / rows * 1e6, 3),
+        "held_tasks_bytes_per_row": round((resident() - before) / kept, 1),
+        "held_tasks": statistics.tasks_held,
+    }
+
+
 def calls(shards: int) -> dict[str, float]:
     """Return the processor microseconds of the other calls, each over a warm store."""
     gcs = GcsService(None, "", shards=shards)
@@ -163,6 +180,7 @@ def calls(shards: int) -> dict[str, float]:
         "client_kv_put_us": measured(lambda: client.kv_put("key", b"value")),
         "client_kv_get_us": measured(lambda: client.kv_get("key")),
         "idle_tick_us": measured(lambda: gcs.tick(0.0)),
+        **held_tasks(shards),
     }
 
 

@@ -14,7 +14,7 @@ from zray.gcs.client import GcsClient, Subscription
 from zray.gcs.limits import GcsLimits
 from zray.gcs.service import GcsService
 from zray.gcs.tables import ABSENT, ActorNameRow, JobRow, Table, decode_row
-from zray.gcs.task_rows import TaskEnds
+from zray.gcs.task_batches import TaskEnds
 from zray.ids import task_id
 from zray.task import TaskSpec
 from zray.transport import Context

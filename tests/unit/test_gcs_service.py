@@ -31,7 +31,8 @@ from zray.gcs.tables import (
     encode_row,
     key_of,
 )
-from zray.gcs.task_rows import GATHERED, TaskEnds
+from zray.gcs.task_batches import TaskEnds
+from zray.gcs.task_rows import GATHERED
 from zray.ids import task_id
 from zray.task import TaskSpec
 

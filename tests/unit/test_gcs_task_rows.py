@@ -12,7 +12,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from zray.gcs.limits import GcsLimits
 from zray.gcs.sharding import shard_of
 from zray.gcs.tables import ABANDONED, FAILED, LIVE, RowError, Table, TaskRow
-from zray.gcs.task_rows import GATHERED, EndedBatch, TaskRows, TaskTable
+from zray.gcs.task_batches import EndedBatch
+from zray.gcs.task_rows import GATHERED, TaskRows, TaskTable
 from zray.ids import task_id
 from zray.task import TaskSpec
 from zray.wire import DONE_ERROR, DONE_OK, DONE_RETRY, DONE_SKIPPED
@@ -198,25 +199,56 @@ def test_specs_of_referenced_tasks_are_held_until_they_are_released() -> None:
     assert rows.counts() == (0, 1, 3)
     assert rows.read(names[2]) == TaskRow(names[2], 1, DONE_OK, 7, 250, 3.0, spec(names[2]))
     assert rows.read(names[0]) is None
-    assert rows.oldest_held(2) == names[1:3]
-    rows.settle_held(rows.oldest_held(2), {names[2]})
+    assert (rows.held_batches, rows.oldest_held()) == (3, [names[1]])
+    rows.settle_held(())
     assert rows.read(names[1]) is None
-    assert rows.oldest_held(9) == [names[3], names[2]]
-    rows.settle_held([ROOT], ())
+    assert rows.oldest_held() == [names[2]]
+    rows.settle_held({names[2]})
+    assert rows.oldest_held() == [names[3]]
+    assert rows.read(names[2]) is not None
     rows.validate()
 
 
+def test_only_the_needed_rows_of_a_batch_are_held() -> None:
+    tasks = table(ended_tasks=1)
+    names = ids(10)
+    tasks.submitted(1, [spec(name) for name in names[:8]])
+    finish(tasks, names, now=3.0)
+    settle(tasks, set(names[2:9]))
+    rows = tasks.shards[0]
+    assert rows.counts() == (0, 0, 6)  # names[8] is needed, but has no spec that could be of use
+    assert rows.oldest_held() == names[2:8]
+    assert rows.read(names[5]) == TaskRow(names[5], 1, DONE_OK, 7, 250, 3.0, spec(names[5]))
+    finish(tasks, [names[3]], status=DONE_ERROR)
+    tasks.settle()
+    assert rows.read(names[3]).spec == spec(names[3])  # type: ignore[union-attr]
+    rows.settle_held({names[3], names[4]})
+    assert rows.oldest_held() == [names[4]]
+    assert rows.read(names[3]).status == DONE_ERROR  # type: ignore[union-attr]
+    rows.validate()
+
+
+def test_batches_without_specs_hold_nothing() -> None:
+    tasks = table(ended_tasks=1)
+    names = ids(100)
+    finish(tasks, names)
+    settle(tasks, names)
+    assert tasks.shards[0].counts() == (0, 0, 0)
+    assert tasks.shards[0].oldest_held() == []
+
+
 def test_held_specs_have_a_bound_of_their_own() -> None:
-    tasks = table(ended_tasks=1, lineage_bytes=1000)
+    tasks = table(ended_tasks=1, lineage_bytes=1300)
     names = ids(9)
     for name in names:
         tasks.submitted(1, [spec(name, bytes(300))])
         finish(tasks, [name])
         settle(tasks, names)
     rows = tasks.shards[0]
-    assert rows.oldest_held(9) == names[6:8]
+    assert rows.oldest_held() == [names[6]]
+    assert rows.counts() == (0, 1, 2)
     assert rows.lineage_lost == 6
-    assert rows.held_bytes <= 1000
+    assert 1000 < rows.held_bytes <= 1300
 
 
 @pytest.mark.parametrize("shards", [1, 3])

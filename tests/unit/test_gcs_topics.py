@@ -129,7 +129,7 @@ def test_notices_that_wait_are_bounded_and_the_next_read_covers_what_fell_out() 
     log = [change(sequence, b"%d" % sequence) for sequence in range(5, MAX_WAITING + 11)]
     assert view.handle_log(9, log) == log
     assert view.synced
-    assert len(view.rows) == MAX_WAITING + 6
+    assert len(view.rows) == MAX_WAITING + 6  # type: ignore[unreachable]
 
 
 def test_task_notices_are_handed_on_but_not_kept_and_what_is_gone_is_counted() -> None:

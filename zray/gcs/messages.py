@@ -280,7 +280,7 @@ AnyReply = (
 
 
 class Notice(msgspec.Struct, frozen=True, array_like=True):
-    """One published change. For tasks `change.key` is empty and `change.value` an encoded `task_rows.TaskEnds`."""
+    """One published change. For tasks `change.key` is empty and `change.value` an encoded `task_batches.TaskEnds`."""
 
     epoch: int
     """Of the service: another one after each start."""

@@ -42,7 +42,8 @@ from zray.gcs.tables import (
     is_ended,
     key_of,
 )
-from zray.gcs.task_rows import EndedBatch, TaskRows, TaskTable
+from zray.gcs.task_batches import EndedBatch
+from zray.gcs.task_rows import TaskRows, TaskTable
 from zray.gcs.topics import NEVER, BeatTimer
 from zray.ids import ID_SIZE
 from zray.task import TaskSpec
@@ -50,7 +51,7 @@ from zray.task import TaskSpec
 PAGE_BYTES: Final = 8 << 20
 """Bytes of values after which a page is full."""
 HELD_ASKED: Final = 256
-"""Tasks with held specs per shard that a tick asks about."""
+"""Tasks with held specs per shard that a tick asks about (more when a batch has more)."""
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -381,17 +382,26 @@ class GcsService:
                 self._publish(shard, _task_change(batch))
         for rows in self._tasks.shards if made else ():
             while (batch_due := rows.due()) is not None:
-                rows.flush(self._referenced(batch_due.names()) if self._referenced is not None else ())
+                rows.flush(self._needed(batch_due))
                 if self._archive is not None:
                     self._archive.append(batch_due.ends(with_specs=True))
+
+    def _needed(self, batch: EndedBatch) -> Collection[bytes]:
+        if self._referenced is None or not batch.spec_count:
+            return ()
+        return set(self._referenced(batch.names()))
 
     def _ask_for_held(self) -> None:
         if self._referenced is None:
             return
         for rows in self._tasks.shards:
-            asked = rows.oldest_held(HELD_ASKED)
-            if asked:
-                rows.settle_held(asked, self._referenced(asked))
+            asked = 0
+            for _ in range(rows.held_batches):
+                names = rows.oldest_held()
+                rows.settle_held(set(self._referenced(names)))
+                asked += len(names)
+                if asked >= HELD_ASKED:
+                    break
 
     # -- notices -------------------------------------------------------------------------------------------------------
 

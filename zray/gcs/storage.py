@@ -15,7 +15,7 @@ from zlib import crc32
 import msgspec
 
 from zray.gcs.tables import Change, Row
-from zray.gcs.task_rows import TaskEnds
+from zray.gcs.task_batches import TaskEnds
 
 
 class Storage(Protocol):

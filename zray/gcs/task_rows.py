@@ -1,8 +1,8 @@
 """Task rows: written in bulk at the rate tasks run, readable by id, flushed when old.
 
 Covers one shard's task rows (`TaskRows`) and all shards' rows seen as one (`TaskTable`): submission, ends, reads,
-bounds, lineage that outlives its row. Does not cover the other tables (`shard`), publishing or files (`service`,
-`storage`).
+bounds, lineage that outlives its row. Does not cover what a batch looks like (`task_batches`), the other tables
+(`shard`), publishing or files (`service`, `storage`).
 
 The budget is a microsecond a task for submission and end together, so a row has no record of its own:
 
@@ -10,149 +10,38 @@ The budget is a microsecond a task for submission and end together, so a row has
 - ends are gathered (`TaskTable`) and become an `EndedBatch` of columns and one block of encoded specs; the row is a
   dictionary entry that points at its batch. Batches stand in a ring in the order of their ends, numbered as the topic's
   notices are: the ring is the topic's log.
-- when the rows or bytes of the ring exceed their bound the oldest batch is flushed as a whole. Specs that somebody
-  still needs (`keep`) move to the *held* ones, which have a bound in bytes.
+- when the rows or bytes of the ring exceed their bound the oldest batch is flushed as a whole. Rows with specs that
+  somebody still needs (`keep`) are *held*: they move to batches of a second ring, which has a bound in bytes.
 
 A task that ends twice (a re-execution, a superseded worker that reports late) is the row of its newest end; a task that
 is submitted again is live again. Equations, checked by `validate()`:
 
     every id of a batch in the ring maps to that batch or to a newer one in the ring
-    bytes == sum(batch.size for the ring)         held_bytes == sum of held specs
+    bytes == sum(batch.size for the ring)         held_bytes == sum(batch.held_size for the second ring)
+    every held id maps to a batch in the second ring that has it
     rows in the ring + flushed == sum(totals)     len(ended) <= max_rows, bytes <= max_bytes once the ring is settled
 """
 
 from __future__ import annotations
 
-import struct
-from array import array
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from operator import itemgetter
 from typing import Any, Final
 
-import msgspec
-
 from zray.gcs.faults import NO_FAULTS, Fault, Faults
 from zray.gcs.limits import GcsLimits
 from zray.gcs.sharding import slot_table
 from zray.gcs.tables import ABANDONED, LIVE, RowError, TaskRow
+from zray.gcs.task_batches import EndedBatch, decode_raw, each_id, encode_specs
 from zray.ids import ID_SIZE
 from zray.task import TaskSpec
 from zray.wire import DONE_RETRY, DONE_SKIPPED
 
 GATHERED: Final = 1024
 """Ends gathered before they are cut into batches. Reads and ticks do not wait for that many."""
-_ROW_BYTES: Final = 37
-"""Bytes of a row's columns: id 16, status 1, run time 8, worker 4, time 8."""
-
-_each_id = struct.Struct(f"{ID_SIZE}s").iter_unpack
-_encode = msgspec.msgpack.Encoder().encode
-_decode_specs = msgspec.msgpack.Decoder(list[TaskSpec | None]).decode
-_decode_raw = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
-_spec_decoder: Final[msgspec.msgpack.Decoder[TaskSpec | None]] = msgspec.msgpack.Decoder(TaskSpec | None)
-_decode_spec = _spec_decoder.decode
-
-
-class TaskEnds(msgspec.Struct, frozen=True, array_like=True):
-    """An ended batch outside of a shard.
-
-    Value of a notice on the task topic, record of the flush file. Columns of equal length.
-    """
-
-    job: int
-    ids: bytes
-    """16 bytes each."""
-    statuses: bytes
-    micros: list[int]
-    workers: list[int]
-    times: list[float]
-    specs: bytes
-    """msgpack list of TaskSpec or nil; b"" in notices."""
-
-    def rows(self) -> list[TaskRow]:
-        """Return the batch as rows, oldest end first."""
-        specs = _decode_specs(self.specs) if self.specs else [None] * len(self.statuses)
-        names = [task for (task,) in _each_id(self.ids)]
-        columns = zip(names, self.statuses, self.workers, self.micros, self.times, specs)
-        return [
-            TaskRow(name, self.job, status, worker, micros, ended, spec)
-            for name, status, worker, micros, ended, spec in columns
-        ]
-
-
-def _column(code: str, values: Sequence[int]) -> array[int]:
-    """Return the values as a column.
-
-    What does not fit (only a broken sender says so) is brought to the nearest that does.
-    """
-    try:
-        return array(code, values)
-    except OverflowError:
-        most = (1 << 8 * array(code).itemsize) - 1
-        return array(code, [min(max(value, 0), most) for value in values])
-
-
-class EndedBatch:
-    """Ends of tasks of one job in one shard that became known together."""
-
-    __slots__ = ("ids", "job", "micros", "sequence", "specs", "statuses", "times", "workers")
-
-    def __init__(
-        self,
-        sequence: int,
-        job: int,
-        ids: bytes,
-        statuses: bytes,
-        micros: Sequence[int],
-        workers: Sequence[int],
-        times: Sequence[float],
-        specs: bytes,
-    ) -> None:
-        self.sequence = sequence
-        self.job = job
-        self.ids = ids
-        self.statuses = statuses
-        self.micros = _column("Q", micros)
-        self.workers = _column("I", workers)
-        self.times = array("d", times)
-        self.specs = specs
-
-    def __len__(self) -> int:
-        return len(self.statuses)
-
-    @property
-    def size(self) -> int:
-        """Bytes of columns and specs."""
-        return len(self.statuses) * _ROW_BYTES + len(self.specs)
-
-    def names(self) -> list[bytes]:
-        """Return the ids, one by one."""
-        return [task for (task,) in _each_id(self.ids)]
-
-    def place(self, task: bytes) -> int:
-        """Return the place of a task's last end in this batch, -1 for none."""
-        place = self.ids.rfind(task)
-        while place > 0 and place % ID_SIZE:  # found across the border of two ids
-            place = self.ids.rfind(task, 0, place + ID_SIZE - 1)
-        return place // ID_SIZE if place >= 0 else -1
-
-    def spec(self, place: int) -> TaskSpec | None:
-        """Return the spec at a place."""
-        return _decode_spec(_decode_raw(self.specs)[place])
-
-    def row(self, place: int) -> TaskRow:
-        """Return the row at a place."""
-        task = self.ids[place * ID_SIZE : (place + 1) * ID_SIZE]
-        spec = self.spec(place)
-        return TaskRow(
-            task, self.job, self.statuses[place], self.workers[place], self.micros[place], self.times[place], spec
-        )
-
-    def ends(self, *, with_specs: bool) -> TaskEnds:
-        """Return the batch as a record that can travel."""
-        specs = self.specs if with_specs else b""
-        micros, workers, times = self.micros.tolist(), self.workers.tolist(), self.times.tolist()
-        return TaskEnds(self.job, self.ids, self.statuses, micros, workers, times, specs)
+_NIL: Final = b"\xc0"
+"""The encoded spec of a row that has none."""
 
 
 class TaskRows:
@@ -162,6 +51,7 @@ class TaskRows:
         "_ended",
         "_faults",
         "_held",
+        "_held_ring",
         "_live",
         "_ring",
         "bytes",
@@ -191,7 +81,8 @@ class TaskRows:
         self._live: dict[int, dict[bytes, TaskSpec]] = {}
         self._ended: dict[bytes, EndedBatch] = {}
         self._ring: deque[EndedBatch] = deque()
-        self._held: dict[bytes, tuple[TaskRow, bytes]] = {}
+        self._held: dict[bytes, EndedBatch] = {}
+        self._held_ring: deque[EndedBatch] = deque()
         self._faults = faults
 
     # -- writing -------------------------------------------------------------------------------------------------------
@@ -218,12 +109,14 @@ class TaskRows:
         self.sequence += 1
         batch = EndedBatch(self.sequence, job, b"".join(ids), statuses, micros, workers, times, b"")
         fresh = dict.fromkeys(ids, batch)
+        batch.spec_count = were_live - len(live)
         known = False
-        if were_live - len(live) < len(ids):  # some had no spec
+        if batch.spec_count < len(ids):
             known = len(fresh) < len(ids) or not ended.keys().isdisjoint(ids)
         if known or (held and not held.keys().isdisjoint(ids)):
             self._find_earlier(ids, specs)
-        batch.specs = _encode(specs)
+            batch.spec_count = sum([spec is not None for spec in specs])
+        batch.specs = encode_specs(specs)
         if Fault.ENDED_TASK_LOST in self._faults:
             fresh.popitem()
         ended.update(fresh)
@@ -245,7 +138,7 @@ class TaskRows:
                 row = None if task in here else self._read_ended(task)
                 specs[index] = here.get(task) if row is None else row.spec
             here[task] = specs[index]
-            self._release(task)
+            self._held.pop(task, None)
 
     def drop_job(self, job: int) -> None:
         """Forget the place for live tasks of a job."""
@@ -265,11 +158,11 @@ class TaskRows:
         """Remove the oldest batch from the ring and return it; specs of the tasks in `keep` are held on to."""
         batch = self._ring.popleft()
         if keep and Fault.LINEAGE_FLUSHED not in self._faults:
-            self._hold(batch, batch.names(), keep)
+            self._hold(batch, self._ended, keep)
         ended = self._ended
         pop = ended.pop
         drop_newer = Fault.TASK_END_DROPPED_WITH_OLD in self._faults
-        for (task,) in _each_id(batch.ids):
+        for (task,) in each_id(batch.ids):
             newest = pop(task, None)
             if newest is not batch and newest is not None and not drop_newer:
                 ended[task] = newest  # a newer end: rare, so it is put back instead of being looked up first
@@ -278,41 +171,51 @@ class TaskRows:
             self.bytes -= batch.size
         return batch
 
-    def _hold(self, batch: EndedBatch, names: list[bytes], keep: Collection[bytes]) -> None:
-        raw = _decode_raw(batch.specs)
-        for place, task in enumerate(names):
-            if task not in keep or self._ended.get(task) is not batch:
-                continue
-            spec = bytes(raw[place])
-            if len(spec) > 1:  # one byte is nil: there is nothing to hold
-                self._release(task)
-                row = msgspec.structs.replace(batch.row(place), spec=None)
-                self._held[task] = (row, spec)
-                self.held_bytes += len(spec)
+    def _hold(self, batch: EndedBatch, rows: dict[bytes, EndedBatch], keep: Collection[bytes]) -> None:
+        """Hold the rows of a batch that are in `keep`, have a spec, and are their task's row according to `rows`."""
+        names = batch.names()
+        if batch.spec_count == len(names):
+            places = [place for place, task in enumerate(names) if task in keep and rows.get(task) is batch]
+        elif batch.spec_count:
+            raw = decode_raw(batch.specs)
+            places = [place for place, spec in enumerate(raw) if bytes(spec) != _NIL]
+            places = [place for place in places if names[place] in keep and rows.get(names[place]) is batch]
+        else:
+            return
+        if not places:
+            return
+        held = batch if len(places) == len(names) else batch.only(places)
+        self._held.update(dict.fromkeys([names[place] for place in places], held))
+        self._held_ring.append(held)
+        self.held_bytes += held.held_size
         while self.held_bytes > self.lineage_bytes:
-            self._release(next(iter(self._held)))
-            self.lineage_lost += 1
+            self.lineage_lost += self._let_go()
 
-    def _release(self, task: bytes) -> None:
-        held = self._held.pop(task, None)
-        if held is not None:
-            self.held_bytes -= len(held[1])
-
-    def oldest_held(self, most: int) -> list[bytes]:
-        """Return up to `most` tasks whose specs are held, oldest first."""
-        return [task for task, _ in zip(self._held, range(most))]
-
-    def settle_held(self, asked: Collection[bytes], keep: Collection[bytes]) -> None:
-        """Release those of `asked` that are not in `keep`; the others go to the end of the queue."""
-        for task in asked:
-            held = self._held.get(task)
-            if held is None:
-                continue
-            if task in keep:
+    def _let_go(self) -> int:
+        """Remove the oldest held batch; return how many rows were lost with it."""
+        batch = self._held_ring.popleft()
+        self.held_bytes -= batch.held_size
+        before = len(self._held)
+        for (task,) in each_id(batch.ids):
+            if self._held.get(task) is batch:
                 del self._held[task]
-                self._held[task] = held
-            else:
-                self._release(task)
+        return before - len(self._held)
+
+    @property
+    def held_batches(self) -> int:
+        """How many batches hold rows: how often `settle_held` goes once around."""
+        return len(self._held_ring)
+
+    def oldest_held(self) -> list[bytes]:
+        """Return the tasks of the oldest held batch (some perhaps released meanwhile); [] when none is held."""
+        return self._held_ring[0].names() if self._held_ring else []
+
+    def settle_held(self, keep: Collection[bytes]) -> None:
+        """Release the oldest held batch except for the tasks in `keep`, which go to the end of the queue."""
+        batch = self._held_ring[0]
+        rows = dict.fromkeys([task for task in batch.names() if self._held.get(task) is batch], batch)
+        self._let_go()
+        self._hold(batch, rows, keep)
 
     # -- reading -------------------------------------------------------------------------------------------------------
 
@@ -329,10 +232,9 @@ class TaskRows:
 
     def _read_ended(self, task: bytes) -> TaskRow | None:
         batch = self._ended.get(task)
-        if batch is not None:
-            return batch.row(batch.place(task))
-        held = self._held.get(task)
-        return None if held is None else msgspec.structs.replace(held[0], spec=_decode_spec(held[1]))
+        if batch is None:
+            batch = self._held.get(task)
+        return None if batch is None else batch.row(batch.place(task))
 
     def live(self, job: int | None, most: int) -> list[TaskRow]:
         """Return up to `most` live tasks (of a job, or of all), in the order of their submission."""
@@ -386,7 +288,9 @@ class TaskRows:
             in_ring += count
             columns = (len(batch.ids) // ID_SIZE, len(batch.micros), len(batch.workers), len(batch.times))
             assert columns == (count,) * 4, "columns of a batch differ in length"
-            assert len(_decode_raw(batch.specs)) == count, "a batch has not as many specs as rows"
+            raw = [bytes(spec) for spec in decode_raw(batch.specs)]
+            assert len(raw) == count, "a batch has not as many specs as rows"
+            assert batch.spec_count == count - raw.count(_NIL), "specs of a batch are miscounted"
             assert batch.sequence == self.sequence - len(ring) + place + 1, "batches are not numbered one after another"
             for task in batch.names():
                 newest = self._ended.get(task)
@@ -396,7 +300,11 @@ class TaskRows:
             assert id(batch) in members, f"the row of {task.hex()} is in a flushed batch"
             assert batch.place(task) >= 0, f"task {task.hex()} is not in its batch"
         assert self.bytes == sum(batch.size for batch in ring), "bytes of the ring are miscounted"
-        assert self.held_bytes == sum(len(spec) for _, spec in self._held.values()), "held bytes are miscounted"
+        held = {id(batch) for batch in self._held_ring}
+        for task, batch in self._held.items():
+            assert id(batch) in held, f"held task {task.hex()} is in a batch that was let go"
+            assert batch.place(task) >= 0, f"held task {task.hex()} is not in its batch"
+        assert self.held_bytes == sum(batch.held_size for batch in self._held_ring), "held bytes are miscounted"
         assert in_ring + self.flushed == sum(self.totals.values()), "ended tasks are miscounted"
         assert len(self._ended) <= self.max_rows, "more ended rows than allowed"
         assert self.bytes <= self.max_bytes, "more bytes of ended rows than allowed"
