@@ -12,6 +12,7 @@ segment of an object store) hold is counted once, by file, mapped or not.
 from __future__ import annotations
 
 import os
+import re
 import time
 import uuid
 from collections.abc import Callable
@@ -25,6 +26,8 @@ MARK = "ZRAY_PERF_MARK"
 """Environment variable by which processes of a run are known even when they are no descendants any more."""
 
 KIB = 1024
+FOLDERS = re.compile(r"(?:/[^/\s'\"=:,]+)+/")
+"""Folders in command lines: where things lie is of no interest in a result, and nobody else's business."""
 KERNEL = 2
 """Process id of the parent of all kernel threads."""
 TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
@@ -104,7 +107,7 @@ def usage_of(pid: int) -> Usage | None:
         sizes[name] = int(rest.split()[0]) * KIB
     uss = sizes["Private_Clean"] + sizes["Private_Dirty"]
     own = sizes["Pss"] - sizes.get("Pss_Shmem", 0)
-    return Usage(pid, command, uss, sizes["Pss"], own, nanoseconds / 1e9)
+    return Usage(pid, FOLDERS.sub("", command), uss, sizes["Pss"], own, nanoseconds / 1e9)
 
 
 def memory_files(pids: list[int]) -> int:

@@ -52,6 +52,15 @@ def test_children_and_those_that_left_the_family_are_found(mark: str) -> None:
     assert accounting.usages([started.pid]) == []
 
 
+def test_commands_are_told_without_folders() -> None:
+    usage = accounting.usage_of(os.getpid())
+    assert usage is not None
+    assert "python" in usage.command or "pytest" in usage.command
+    assert accounting.FOLDERS.sub("", "/opt/a-b/bin/python -c path='/srv/x y/z' --log=/var/log/q") == (
+        "python -c path='x y/z' --log=q"
+    )
+
+
 def test_private_memory_grows_by_what_is_touched() -> None:
     before = accounting.usage_of(os.getpid())
     with mmap.mmap(-1, 32 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
