@@ -3,6 +3,7 @@
 One thing only the types know: a reference carries the type of its value, `ObjectRef[int]`. Plain `ObjectRef` means `ObjectRef[Any]`.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable, Generator
 from concurrent.futures import Future
 from typing import Any, Final, Generic, final
@@ -10,7 +11,7 @@ from typing import Any, Final, Generic, final
 from typing_extensions import Buffer as BufferProtocol
 from typing_extensions import Self, TypeVar
 
-T_co = TypeVar("T_co", covariant=True, default=Any)
+_T_co = TypeVar("_T_co", covariant=True, default=Any)
 
 STATE_FREE: Final[int]
 STATE_OPEN: Final[int]
@@ -44,7 +45,7 @@ class TargetGone(Exception): ...
 class NotSealed(Exception): ...
 
 @final
-class ObjectRef(Generic[T_co]):
+class ObjectRef(Generic[_T_co]):
     """A reference to the result of a task, of an actor call or of `put`, which may not exist yet.
 
     `zray.get(ref)` waits for the value. A reference can be passed to tasks, put inside other objects and pickled; the object lives
@@ -62,9 +63,11 @@ class ObjectRef(Generic[T_co]):
     def is_nil(self) -> bool: ...
     def task_id(self) -> bytes:
         """Return the id of the task that makes the object (16 bytes)."""
-    def future(self) -> Future[T_co]:
+    def as_future(self) -> asyncio.Future[_T_co]:
+        """Return an `asyncio.Future` of the running event loop that receives the value or the exception."""
+    def future(self) -> Future[_T_co]:
         """Return a `concurrent.futures.Future` that receives the value or the exception."""
-    def __await__(self) -> Generator[Any, None, T_co]: ...
+    def __await__(self) -> Generator[Any, None, _T_co]: ...
     def __hash__(self) -> int: ...
     def __eq__(self, other: object) -> bool: ...
     def __copy__(self) -> Self: ...
@@ -72,8 +75,8 @@ class ObjectRef(Generic[T_co]):
 
 class _Hooks:
     current_store: Store | None
-    future: Callable[[ObjectRef], Future[Any]] | None
-    awaiting: Callable[[ObjectRef], Awaitable[Any]] | None
+    future: Callable[[ObjectRef], Future[Any]]
+    awaiting: Callable[[ObjectRef], Awaitable[Any]]
     load_file: Callable[[int, bytes], Any]
 
 hooks: Final[_Hooks]

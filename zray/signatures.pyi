@@ -3,10 +3,12 @@
 A call takes for each parameter either a value of its type or a reference to one. Python's type system cannot say "the same parameters,
 each of them T or ObjectRef[T]" about parameters it knows only as a whole (PEP 612), so `Call` says it position by position: overload k
 spells out the first k parameters and leaves the rest, with names, defaults and keywords, to the ParamSpec. What this cannot say: a
-reference given by keyword, or in a position after the eighth. `typing.cast(T, ref)` tells the checker what the call will make of it.
+reference given by keyword or in a position after the eighth; for mypy also a reference to a generic function, for pyright one among the
+*args of a function that takes **kwargs, too. `typing.cast(T, ref)` tells the checker what the call will make of such a reference.
 
-The function is kept as one covariant parameter, `Call[Callable[P, R]]`: a function with named parameters *is* a `Callable[[T0, T1], R]`,
-so that both mypy and pyright find T0 and T1 by matching the type of `self`.
+For that the function is kept as a covariant parameter, `Call[..., ..., Callable[P, R]]`: a function with named parameters *is* a
+`Callable[[T0, T1], R]`, so that both mypy and pyright find T0 and T1 by matching the type of `self`. Calls without references are
+checked against P itself, which also serves generic functions.
 """
 
 # Overloads here go from the special to the general with other results each time, on purpose.

@@ -228,7 +228,7 @@ class Derived(Base):
 derived = Derived.remote()
 assert_type(derived, Derived)
 assert_type(derived.describe.remote(text), ObjectRef[str])
-assert_type(derived.collect.remote(1, integer, a="b"), ObjectRef[dict[str, int]])
+assert_type(derived.collect.remote(1, 2, a="b"), ObjectRef[dict[str, int]])
 assert_type(derived.ask.remote(derived), ObjectRef[str])
 as_base: Base = derived
 
