@@ -18,7 +18,13 @@ from setuptools import Extension, setup
 
 COMPILED_MACHINES = [
     "zray/broker/dependencies.py",
+    "zray/broker/dispatch.py",
+    "zray/broker/jobs.py",
+    "zray/broker/ledger.py",
+    "zray/broker/node.py",
+    "zray/broker/placement.py",
     "zray/broker/scheduler.py",
+    "zray/broker/task_events.py",
     "zray/broker/task_table.py",
     "zray/broker/worker_pool.py",
 ]

@@ -12,6 +12,7 @@ import shutil
 import signal
 import sys
 import time
+import traceback
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -147,8 +148,12 @@ class Broker:
                 if now >= next_tick or now >= self.scheduler.wake_at:
                     self._tick(now)
                     next_tick = now + (_IDLE_TICK_S if self.scheduler.is_idle() else _TICK_S)
-        finally:
-            self._end()
+        except BaseException:
+            # Whoever started the node shows the log, and removes what is left.
+            traceback.print_exc()
+            self._end(keep_log=True)
+            raise
+        self._end()
 
     def _serve_inbox(self) -> None:
         for _ in range(_FRAMES_PER_ROUND):
@@ -445,7 +450,7 @@ class Broker:
         """End the node after the current round."""
         self.running = False
 
-    def _end(self) -> None:
+    def _end(self, keep_log: bool = False) -> None:
         """Leave nothing: no worker, no socket, no file. The segment goes with the last process that maps it."""
         for worker in self.workers.values():
             kill_group(worker.pid)
@@ -453,7 +458,8 @@ class Broker:
         self.context.close()
         self.store.close()
         shutil.rmtree(self.config.spill_directory, ignore_errors=True)
-        shutil.rmtree(self.config.directory, ignore_errors=True)
+        if not keep_log:
+            shutil.rmtree(self.config.directory, ignore_errors=True)
 
 
 def kill_group_of_fork_parent(pid: int) -> None:
