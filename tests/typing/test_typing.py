@@ -54,7 +54,8 @@ def mypy(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReques
     """The errors mypy finds."""
     directory = tmp_path_factory.mktemp("mypy")
     (directory / "mypy.ini").write_text("[mypy]\nstrict = True\nfollow_imports = silent\n")
-    cache = request.config.cache.mkdir("mypy") if request.config.cache else directory
+    kept = getattr(request.config, "cache", None)
+    cache = kept.mkdir("mypy") if kept else directory
     command = [sys.executable, "-m", "mypy", "--config-file=mypy.ini", f"--python-version={OLDEST}", *PROGRAMS]
     done = run([*command, "--no-pretty", f"--cache-dir={cache}"], directory, MYPYPATH=str(PACKAGE.parent))
     assert done.returncode in (0, 1), done.stdout + done.stderr
