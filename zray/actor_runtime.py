@@ -195,6 +195,7 @@ class ActorHost:
         """Cancel the asynchronous call with this word, if it is under way (called from a signal handler)."""
         found = self._coroutines.get(word)
         if found is not None:
+            self.executor.interrupted.add(word)
             found[0].call_soon_threadsafe(found[1].cancel)
 
     async def _run_async(self, call: Claimed) -> None:
@@ -219,6 +220,7 @@ class ActorHost:
             executor.succeed(call, value)
         finally:
             self._coroutines.pop(word, None)
+            executor.interrupted.discard(word)
 
 
 def is_asynchronous(cls: type) -> bool:

@@ -61,6 +61,10 @@ class Executor:
         self.shapes: dict[bytes, CallShape] = {}
         self.actor_id = b""
         self._functions: dict[bytes, Callable[..., Any]] = {}
+        self.interruptible = b""
+        """Id of the call whose user code the main thread runs."""
+        self.interrupted: set[int] = set()
+        """Words of cancelled calls that were interrupted and have not ended."""
         self._log_position = 0
         self._last_name = ""
 
@@ -102,11 +106,16 @@ class Executor:
             if shape.name != self._last_name:
                 self.mark_log(shape.name)
             function = self.method(instance, shape.method) if shape.kind == ACTOR_METHOD else self.function(shape)
-            if spec.args or spec.args_kind:
-                args, kwargs = self.arguments(spec)
-                value = function(*args, **kwargs)
-            else:
-                value = function()
+            # An interrupt is raised only between these two, and once: never while the outcome is sealed and noted.
+            try:
+                self.interruptible = spec.id
+                if spec.args or spec.args_kind:
+                    args, kwargs = self.arguments(spec)
+                    value = function(*args, **kwargs)
+                else:
+                    value = function()
+            finally:
+                self.interruptible = b""
         except BaseException as error:
             self.fail(call, error)
         else:
@@ -252,8 +261,20 @@ class Executor:
             self.session.tell(wire.ActorExit(self.session.worker, self.actor_id))
             self.leave(0)
 
+    def interrupts(self, word: int) -> bool:
+        """Whether the call that this word of a cancellation names is running here and to be interrupted now."""
+        if int.from_bytes(self.interruptible[:8], "little") != word:
+            return False
+        self.interruptible = b""
+        self.interrupted.add(word)
+        return True
+
     def _cancelled(self, task: bytes) -> bool:
-        return self.store.own_word(wire.WORD_CANCEL) == int.from_bytes(task[:8], "little")
+        word = int.from_bytes(task[:8], "little")
+        if word not in self.interrupted:
+            return False
+        self.interrupted.discard(word)
+        return True
 
     def _shall_retry(self, call: Claimed, error: BaseException) -> bool:
         shape = call.shape

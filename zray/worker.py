@@ -157,11 +157,14 @@ def _interrupt_task(worker: Worker) -> None:
     """Let SIGUSR2 interrupt the task named in the process record's cancel word, if the main thread still runs that one."""
 
     def handler(_number: int, _frame: FrameType | None) -> None:
-        context = worker.session.current()
-        word = worker.session.store.own_word(wire.WORD_CANCEL)
+        store = worker.session.store
+        word = store.own_word(wire.WORD_CANCEL)
+        if not word:
+            return
+        store.set_word(store.process, wire.WORD_CANCEL, 0)  # taken: the broker may name another
         if worker.actor is not None and not worker.actor.serial:
             worker.actor.cancel(word)
-        elif word and int.from_bytes(context.task[:8], "little") == word:
+        elif worker.executor.interrupts(word):
             raise KeyboardInterrupt
 
     signal.signal(signal.SIGUSR2, handler)

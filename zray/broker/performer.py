@@ -39,6 +39,8 @@ class Performer:
         """Address objects of each actor, one per incarnation; kept until the actor is forgotten."""
         self.arguments: dict[bytes, list[ObjectRef]] = {}
         self.detached: dict[bytes, ObjectRef] = {}
+        self.interrupts: list[a.InterruptTask] = []
+        """Those whose worker has not yet taken an earlier one."""
         self._do: dict[type[a.Action], Callable[[Any], None]] = {
             a.StartWorker: self.start_worker,
             a.KillWorker: self.kill_worker,
@@ -306,11 +308,20 @@ class Performer:
         worker = self.broker.workers.get(action.worker)
         if worker is None or not worker.process:
             return
+        if self.store.word(worker.process, wire.WORD_CANCEL):
+            self.interrupts.append(action)  # it has not taken the last one
+            return
         self.store.set_word(worker.process, wire.WORD_CANCEL, int.from_bytes(action.task[:8], "little"))
         try:
             os.kill(worker.pid, signal.SIGUSR2)
         except ProcessLookupError:
             pass
+
+    def repeat_interrupts(self) -> None:
+        """Try again those that had to wait."""
+        waiting, self.interrupts = self.interrupts, []
+        for action in waiting:
+            self.interrupt_task(action)
 
     def forget_shapes(self, action: a.ForgetShapes) -> None:
         for key in action.shapes:

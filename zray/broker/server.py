@@ -49,6 +49,8 @@ if TYPE_CHECKING:
 _TICK_S: Final = 0.1
 _IDLE_TICK_S: Final = 0.25
 _SWEEP_S: Final = 1.0
+_EARLY_S: Final = 5.0
+"""Seconds that calls of an actor nobody has asked for yet are kept."""
 _FRAMES_PER_ROUND: Final = 256
 _DEATHS_KEPT: Final = 1000
 _TOUCH_FROM: Final = 4 << 20
@@ -96,6 +98,7 @@ class Broker:
         self.malformed = 0
         self.running = True
         self._jobs_seen = 0
+        self._early: dict[bytes, list[tuple[float, e.Event]]] = {}
         self._by_pid: dict[int, int] = {}
         self._warned: set[tuple[int, str]] = set()
         self._oom_kills = kernel_oom_kills()
@@ -125,7 +128,7 @@ class Broker:
             wire.ActorFailed: lambda m: self.tell(e.ActorConstructionFailed(m.worker, m.actor, m.error)),
             wire.ActorExit: lambda m: self.tell(e.ActorLeft(m.worker, m.actor)),
             wire.CancelTask: self._cancel,
-            wire.KillActor: lambda m: self.tell(e.ActorKill(m.actor, m.no_restart)),
+            wire.KillActor: self._kill_actor,
             wire.LookupActor: lambda m: self.tell(e.ActorLookup(m.name, m.namespace, m.reply)),
             wire.GcsRequest: lambda m: self.reply(m.reply, self.records.gcs.handle_request(m.body)),
             wire.Query: self._query,
@@ -276,9 +279,39 @@ class Broker:
         self.tell(
             e.ActorRequested(message.process, message.spec, self._missing(message.spec.creation.deps), message.reply)
         )
+        for _, event in self._early.pop(actor, ()):
+            self.tell(event)
 
     def _actor_calls(self, message: wire.SubmitActorCalls) -> None:
-        self.tell(e.ActorCallsQueued(message.process, message.job, message.actor, message.incarnation, message.calls))
+        event = e.ActorCallsQueued(message.process, message.job, message.actor, message.incarnation, message.calls)
+        if not self._is_early(message.actor, event):
+            self.tell(event)
+
+    def _kill_actor(self, message: wire.KillActor) -> None:
+        event = e.ActorKill(message.actor, message.no_restart)
+        if not self._is_early(message.actor, event):
+            self.tell(event)
+
+    def _is_early(self, actor: bytes, event: e.Event) -> bool:
+        """Keep an event that overtook the request for its actor.
+
+        A handle travels through the store, the request over the maker's own socket: whoever gets the handle may be heard
+        first. That the actor is to come shows in its pending address.
+        """
+        known = self.scheduler.node.actors
+        if actor in known.actors or actor in known.dead:
+            return False
+        address = self.store.reference(_store.with_index(actor, 1))
+        if address is None or self.store.done(address):
+            return False
+        self._early.setdefault(actor, []).append((time.monotonic() + _EARLY_S, event))
+        return True
+
+    def _repeat_early(self, now: float) -> None:
+        """Events whose actor never came (its maker died on the way) go their ordinary way."""
+        for actor in [actor for actor, kept in self._early.items() if kept[0][0] <= now]:
+            for _, event in self._early.pop(actor):
+                self.tell(event)
 
     def _cancel(self, message: wire.CancelTask) -> None:
         worker = self._executor_of(message.task)
@@ -401,6 +434,9 @@ class Broker:
             self.performer.forget_actor(actor)
         if self.watched:
             self.look_again(list(self.watched))
+        if self.performer.interrupts:
+            self.performer.repeat_interrupts()
+        self._repeat_early(now)
         busy = frozenset(w.number for w in self.workers.values() if w.process and self.store.expected(w.process))
         self.tell(e.Tick(busy))
         self.records.gcs.tick(now)
