@@ -22,7 +22,8 @@ from typing import Any
 
 from . import timing
 from .accounting import mark_environment, memory_files, processes_of, usages
-from .rows import BATCH, small_value
+from .remotely import small_value
+from .rows import BATCH
 from .sides import CPUS, start
 
 MILLION = 1_000_000

@@ -6,7 +6,7 @@ comparable; a workload that has to change gets a new name.
 
 The shapes follow the microbenchmarks that Ray publishes for each release, at sizes for a machine of two cores: n is two
 actors or clients. A workload is a generator: it prepares, yields the function to be timed, and tidies up when closed.
-What runs remotely is a plain function or class of this module where it needs no API (so that process pools can run the
+What runs remotely is a plain function or class of `remotely.py` where it needs no API (so that process pools can run the
 very same row) and nested in its workload where it does (so that it travels by value with the API it was given).
 """
 
@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+
+from .remotely import AsyncServer, Server, small_value, small_value_of
 
 Api = Any
 """Something with `remote`, `get` and, as far as a row needs them, `put`, `wait`, `kill`: a module or an adapter."""
@@ -59,41 +61,7 @@ class Row:
         return contextmanager(self.workload)(api)
 
 
-# ---- what runs remotely
-
-
-def small_value() -> bytes:
-    """Do as little as a task can."""
-    return b"ok"
-
-
-def small_value_of(_argument: object) -> bytes:
-    """Do as little as a task with an argument can."""
-    return b"ok"
-
-
-class Server:
-    """An actor that answers."""
-
-    def small_value(self) -> bytes:
-        """Do as little as a method can."""
-        return b"ok"
-
-    def small_value_of(self, _argument: object) -> bytes:
-        """Do as little as a method with an argument can."""
-        return b"ok"
-
-
-class AsyncServer:
-    """An actor whose methods are coroutines."""
-
-    async def small_value(self) -> bytes:
-        """Do as little as a coroutine can."""
-        return b"ok"
-
-    async def small_value_of(self, _argument: object) -> bytes:
-        """Do as little as a coroutine with an argument can."""
-        return b"ok"
+# ---- actors, and clients of them
 
 
 def client_class(api: Api) -> type:
