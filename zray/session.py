@@ -26,8 +26,12 @@ if TYPE_CHECKING:
 
 KIND_REPLY: Final = 0x10
 """Kind of reply objects: msgpack, as `zray.wire` defines it."""
+HOLDS_REFERENCES: Final = b"\1\0\0\0"
+"""Last bytes of the ids of exported code that contains references."""
 _BLOCK_NOTICE_S: Final = 0.0005
 """A worker that waits longer than this tells the broker, which lends its CPU."""
+_LEND_EVERY_S: Final = 0.1
+"""... and one that has not lent its CPU for this long tells it at its next wait at once."""
 _EARLY_ERROR_S: Final = 0.1
 """While waiting for all of many results, look this often whether one has failed already."""
 
@@ -91,6 +95,8 @@ class Session:
         """Called when results were read and workers have written output since the last time (drivers: print it)."""
         self.on_block: Callable[[], None] | None = None
         self.on_unblock: Callable[[], None] | None = None
+        self.lent_at = time.monotonic()
+        """When this worker last told the broker that it waits."""
         self._log_events = 0
         self._functions: dict[bytes, ObjectRef] = {}
 
@@ -162,12 +168,21 @@ class Session:
         self.check_open()
         return self.objects.put(self.next_put_id(), serialization.dumps(value))
 
-    def export(self, packed: serialization.Packed) -> bytes:
-        """Store the packed code of a function or class for as long as this session lasts; return its id, which follows from the content."""
-        object_id = hashlib.blake2b(packed.stream, digest_size=12).digest() + b"\0\0\0\0"
+    def export(self, packed: serialization.Packed) -> tuple[bytes, ObjectRef | None]:
+        """Store the packed code of a function or class; return its id, which follows from the content, and its reference
+        when it is the caller's to keep.
+
+        Code lasts as long as the session, except code that holds references itself: the objects it names should go when
+        its function goes. Ids of such code end in HOLDS_REFERENCES; the function and each of its pending calls hold it.
+        """
+        digest = hashlib.blake2b(packed.stream, digest_size=12).digest()
+        if packed.refs:
+            object_id = digest + HOLDS_REFERENCES
+            return object_id, self.objects.put(object_id, packed)
+        object_id = digest + b"\0\0\0\0"
         if object_id not in self._functions:
             self._functions[object_id] = self.objects.put(object_id, packed)
-        return object_id
+        return object_id, None
 
     def get(self, refs: list[ObjectRef], timeout: float | None) -> list[Any]:
         """Return the values of references, waiting at most `timeout` seconds (None: for ever).
@@ -225,7 +240,7 @@ class Session:
         try:
             while pending >= 0:
                 ref = refs[pending]
-                first = _BLOCK_NOTICE_S if self.on_block is not None and not blocked else _EARLY_ERROR_S
+                first = self._patience() if self.on_block is not None and not blocked else _EARLY_ERROR_S
                 piece = first if deadline is None else min(first, deadline - time.monotonic())
                 if piece > 0 and store.wait([ref], 1, piece) == 1:
                     pending = store.last_pending(refs, pending)
@@ -243,6 +258,11 @@ class Session:
         finally:
             if blocked and self.on_unblock is not None:
                 self.on_unblock()
+
+    def _patience(self) -> float:
+        """How long (seconds) a worker waits before it tells the broker. One that has waited often but always briefly lends its CPU now and then, so
+        that endless tasks that wait for one another's results all get their turn."""
+        return _BLOCK_NOTICE_S if time.monotonic() - self.lent_at < _LEND_EVERY_S else 0.0
 
     def _any_failed(self, refs: list[ObjectRef], end: int) -> bool:
         store = self.store
@@ -269,7 +289,8 @@ class Session:
         self.flush()
         deadline = None if timeout is None else time.monotonic() + timeout
         if self.on_block is not None:
-            if store.wait(refs, want, _BLOCK_NOTICE_S if timeout is None else min(timeout, _BLOCK_NOTICE_S)) >= want:
+            patience = self._patience()
+            if store.wait(refs, want, patience if timeout is None else min(timeout, patience)) >= want:
                 return store.split(refs, want)
             self.on_block()
         try:

@@ -13,6 +13,7 @@ import gc
 import os
 import signal
 import sys
+import time
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -70,6 +71,7 @@ class Worker:
     def _on_block(self) -> None:
         with self.session.lock:
             self._blocked += 1
+            self.session.lent_at = time.monotonic()
             if self._blocked == 1:
                 self.notices.flush()
                 self.session.tell(wire.Blocked(self.config.number))
