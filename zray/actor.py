@@ -117,7 +117,7 @@ class ActorClass(Generic[T_co]):
         self._signature = signature_of(cls.__init__, skip_first=True)
         self._methods = _method_table(cls)
         self._is_async = is_asynchronous(cls)
-        self._prepared: tuple[Session, CallShape] | None = None
+        self._prepared: tuple[Session, CallShape, ObjectRef | None] | None = None
         self.__name__ = cls.__name__
         self.__qualname__ = cls.__qualname__
         self.__module__ = cls.__module__
@@ -169,13 +169,15 @@ class ActorClass(Generic[T_co]):
         prepared = self._prepared
         if prepared is None or prepared[0].closed:
             session = api.current_session()
-            function = export_code(session, self._cls, self._name, "actor class")
-            prepared = self._prepared = session, make_shape(ACTOR_CREATION, function, self._name, self._options)
-        session, shape = prepared
+            function, code = export_code(session, self._cls, self._name, "actor class")
+            prepared = self._prepared = session, make_shape(ACTOR_CREATION, function, self._name, self._options), code
+        session, shape, code = prepared
         self._signature.check(args, kwargs, self._name)
         chosen = self._options
         submitter = api.submitter_of(session)
         call = pack_call(session, args, kwargs, self._name)
+        if code is not None:
+            call = call.holding(code)
         actor = session.next_task_id(session.current())
         name = chosen.get("name") or ""
         namespace = chosen.get("namespace") or session.config.namespace

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from zray import _store, errors, failures, serialization, wire
 from zray.object_store import NOT_HERE, Failed, ObjectRef
-from zray.session import RUNNING, TaskContext
+from zray.session import HOLDS_REFERENCES, RUNNING, TaskContext
 from zray.task import ACTOR_METHOD, ARGS_IN_OBJECT, CallShape, TaskSpec
 
 if TYPE_CHECKING:
@@ -137,7 +137,8 @@ class Executor:
                     f"{shape.name} cannot be loaded in a worker: {type(error).__name__}: {error}. "
                     "A module it needs must be importable there"
                 ) from error
-            self._functions[shape.function] = function
+            if not shape.function.endswith(HOLDS_REFERENCES):  # else the objects it names would live as long as this process
+                self._functions[shape.function] = function
         return function
 
     @staticmethod

@@ -75,8 +75,8 @@ def make_shape(kind: int, function: bytes, name: str, chosen: dict[str, Any], me
     return msgspec.structs.replace(draft, key=key)
 
 
-def export_code(session: Session, code: Any, name: str, kind: str) -> bytes:
-    """Store pickled code in a session; return its id. Raises ValueError when it is too large."""
+def export_code(session: Session, code: Any, name: str, kind: str) -> tuple[bytes, ObjectRef | None]:
+    """Store pickled code in a session; return as `Session.export`. Raises ValueError when it is too large."""
     packed = serialization.dumps_code(code, what=f"the {kind} {name}")
     if packed.size > _CODE_LIMIT:
         raise ValueError(
@@ -94,7 +94,7 @@ class RemoteFunction(Generic[P, R_co]):
         self._options = chosen
         self._name = str(chosen.get("name") or getattr(function, "__name__", type(function).__name__))
         self._signature = signature_of(function)
-        self._prepared: tuple[Session, CallShape] | None = None
+        self._prepared: tuple[Session, CallShape, ObjectRef | None] | None = None
         functools.update_wrapper(cast("Any", self), function, updated=())
 
     if not TYPE_CHECKING:  # so that checkers refuse direct calls, too
@@ -111,10 +111,10 @@ class RemoteFunction(Generic[P, R_co]):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["function"], state["options"])  # type: ignore[misc]
 
-    def _prepare(self) -> tuple[Session, CallShape]:
+    def _prepare(self) -> tuple[Session, CallShape, ObjectRef | None]:
         session = api.current_session()
-        function = export_code(session, self._function, self._name, "function")
-        self._prepared = session, make_shape(TASK, function, self._name, self._options)
+        function, code = export_code(session, self._function, self._name, "function")
+        self._prepared = session, make_shape(TASK, function, self._name, self._options), code
         return self._prepared
 
     @signatures.task_call
@@ -130,9 +130,9 @@ class RemoteFunction(Generic[P, R_co]):
         prepared = self._prepared
         if prepared is None or prepared[0].closed:
             prepared = self._prepare()
-        session, shape = prepared
+        session, shape, code = prepared
         self._signature.check(args, kwargs, self._name)
-        refs = api.submitter_of(session).submit(shape, args, kwargs, call_site(1))
+        refs = api.submitter_of(session).submit(shape, args, kwargs, call_site(1), code)
         if shape.num_returns == 1:
             return refs[0]
         return refs if shape.num_returns else None
@@ -146,11 +146,11 @@ class RemoteFunction(Generic[P, R_co]):
         prepared = self._prepared
         if prepared is None or prepared[0].closed:
             prepared = self._prepare()
-        session, shape = prepared
+        session, shape, code = prepared
         if shape.num_returns != 1:
             raise ValueError("map needs num_returns=1")
         submit, site = api.submitter_of(session).submit, call_site(1)
-        return [submit(shape, args, {}, site)[0] for args in zip(*iterables, strict=False)]
+        return [submit(shape, args, {}, site, code)[0] for args in zip(*iterables, strict=False)]
 
     @signatures.task_options
     def options(self, **changes: Any) -> RemoteFunction[P, R_co]:

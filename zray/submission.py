@@ -64,6 +64,12 @@ class PackedCall:
         self.borrowed = borrowed
 
 
+    def holding(self, code: ObjectRef) -> PackedCall:
+        """The same call, which keeps the code it runs, too."""
+        borrowed = (*self.borrowed, code.binary())
+        return PackedCall(self.stream, self.kind, [*(self.refs or ()), code], self.dep_ids, borrowed)
+
+
 _EMPTY_CALL: Final = PackedCall(b"", 0, None, NO_DEPS, NO_DEPS)
 
 
@@ -129,10 +135,20 @@ class Submitter:
 
     # -- tasks --------------------------------------------------------------------------------------------------------
 
-    def submit(self, shape: CallShape, args: tuple[Any, ...], kwargs: dict[str, Any], site: str) -> list[ObjectRef]:
-        """Submit a task; return the references of its results (one at least, even for num_returns=0)."""
+    def submit(
+        self,
+        shape: CallShape,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        site: str,
+        code: ObjectRef | None = None,
+    ) -> list[ObjectRef]:
+        """Submit a task; return the references of its results (one at least, even for num_returns=0). `code` is given
+        when the call must keep it."""
         session = self.session
         call = pack_call(session, args, kwargs, shape.name)
+        if code is not None:
+            call = call.holding(code)
         context = session.current()
         task = _store.derive_id(context.task, next(context.children))
         spec = TaskSpec(task, shape.key, call.stream, call.kind, call.dep_ids, call.borrowed)
