@@ -187,9 +187,9 @@ def _prepare(config: WorkerConfig) -> None:
     faulthandler.enable(open(config.fault_file, "w"), all_threads=False)  # noqa: SIM115 - lives as long as the process
     if "random" in sys.modules:
         sys.modules["random"].seed()
-    numpy = sys.modules.get("numpy")
-    if numpy is not None:
-        numpy.random.seed(int.from_bytes(os.urandom(4), "little"))
+    numpy_random = sys.modules.get("numpy.random")
+    if numpy_random is not None:
+        numpy_random.seed(int.from_bytes(os.urandom(4), "little"))
 
 
 def main(config: WorkerConfig) -> None:

@@ -24,6 +24,8 @@ from zray import _store
 from zray.worker import WorkerConfig
 
 _PACKET: Final = 1 << 18
+_ALWAYS: Final = ("zray.api", "zray.actor", "zray.remote_function", "cloudpickle")
+"""What nearly every worker needs."""
 _THREAD_LIMITS: Final = (
     "OMP_NUM_THREADS",
     "OPENBLAS_NUM_THREADS",
@@ -82,7 +84,9 @@ def serve(channel: socket.socket, preload: list[str]) -> NoReturn:
     wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
-    pending_preload = list(preload)
+    pending_preload = [*_ALWAYS, *preload]
+    if "numpy" in preload:
+        pending_preload.append("numpy.random")  # loaded lazily by numpy, and dear: every worker reseeds it
     poller = select.poll()
     poller.register(channel.fileno(), select.POLLIN)
     poller.register(wake_read, select.POLLIN)
