@@ -32,7 +32,7 @@ PLAIN = ["-O2"]
 
 @functools.cache
 def _directory() -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory(prefix="zray-store-tests-")
+    return tempfile.TemporaryDirectory(prefix="zray-ctests-")
 
 
 def _compile(output: str, sources: list[Path], flags: list[str]) -> Path:
@@ -69,16 +69,13 @@ def run(program: Path, *arguments: str, timeout: float = 300.0) -> tuple[int, st
     """Run a program to its end; return (exit status, what it wrote). A watchdog's kill counts as status 124."""
     # Leak detection wants ptrace, which containers often forbid; the store never allocates.
     environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}
-    try:
-        done = subprocess.run(
-            [str(program), *arguments],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-            timeout=timeout,
-            env=environment,
-        )
-    except subprocess.TimeoutExpired as expired:
-        return 124, (expired.stdout or b"").decode(errors="replace")
-    return done.returncode, done.stdout
+    with subprocess.Popen(
+        [str(program), *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    ) as running:
+        try:
+            output, _ = running.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            running.kill()  # its children end with it
+            output, _ = running.communicate()
+            return 124, output
+    return running.returncode, output

@@ -13,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/time.h>
 #include <sys/wait.h>
@@ -115,6 +116,7 @@ static zs_proc in_child(void (*body)(void), int *status) {
     fflush(stdout);
     pid_t pid = fork();
     if (pid == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);    /* a failed test leaves no process behind */
         zs_detach(&s);
         memset(&s, 0, sizeof s);
         OK(zs_attach(&s, fd));
@@ -1192,6 +1194,7 @@ int main(int argc, char **argv) {
         fflush(stdout);
         pid_t pid = fork();
         if (pid == 0) {
+            prctl(PR_SET_PDEATHSIG, SIGKILL);
             alarm(100);
             make(tests[i].capacity, tests[i].entries);
             tests[i].run();

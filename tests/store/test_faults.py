@@ -47,14 +47,14 @@ def test_the_list_of_faults_is_complete() -> None:
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda n: FAULTS[n][0].replace(" ", "-"))
 def test_fault_is_found(fault: int) -> None:
     _, tests = FAULTS[fault]
-    status, output = build.run(build.core_tests(False), "--fault", str(fault), *tests, timeout=110)
+    status, output = build.run(build.core_tests(False), "--fault", str(fault), *tests, timeout=60)
     assert status != 0, output
 
 
 @pytest.mark.slow
 def test_the_same_tests_pass_without_a_fault() -> None:
     names = sorted({name for _, tests in FAULTS.values() for name in tests})
-    status, output = build.run(build.core_tests(False), *names, timeout=110)
+    status, output = build.run(build.core_tests(False), *names, timeout=60)
     assert status == 0, output
 
 
