@@ -304,7 +304,8 @@ def shutdown(_exiting_interpreter: bool = False) -> None:
         if not session.closed and submitter is not None:
             try:
                 submitter.stop()
-                session.tell(wire.Goodbye(session.store.process, session.job))
+                if started is not None:  # a child that was forked leaves alone; the job is its parent's
+                    session.tell(wire.Goodbye(session.store.process, session.job))
             except errors.ZrayError:
                 pass
         if _watcher is not None:

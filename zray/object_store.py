@@ -12,6 +12,7 @@ SPILLED, then the file gets its name: a reader that comes between finds the othe
 from __future__ import annotations
 
 import errno
+import fcntl
 import mmap
 import os
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -194,44 +195,64 @@ class ObjectStore:
             except ValueError:
                 continue
             if self.store.reference(object_id) is None:
-                self._remove(os.path.join(self.spill_directory, name))
+                self._remove_unlocked(os.path.join(self.spill_directory, name), object_id)
+
+    def _remove_unlocked(self, path: str, object_id: bytes) -> None:
+        """Remove a file unless somebody writes it, or has made its entry meanwhile."""
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if self.store.reference(object_id) is None:
+                self._remove(path)
+        except BlockingIOError:
+            pass
+        finally:
+            os.close(fd)
 
     # -- values in files ----------------------------------------------------------------------------------------------
 
-    def _write_file(self, object_id: bytes, packed: Packed) -> bytes:
-        """Write a packed value into a mapped file of its own; return the entry's data."""
-        path = os.path.join(self.spill_directory, object_id.hex())
+    def _write_file(self, object_id: bytes, packed: Packed, enter: Callable[[bytes], _T]) -> _T:
+        """Write a packed value into a mapped file of its own, then let `enter` make the entry with the data that names it.
+
+        The file is locked until its entry exists: a file without an entry and without a lock is stale. The entry itself may be
+        spilled like any other, so the file has another name than a spilled value.
+        """
+        name = f"{object_id.hex()}.value"
+        path = os.path.join(self.spill_directory, name)
+        fd = -1
         try:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
-            try:
-                os.posix_fallocate(fd, 0, packed.size)
-                with mmap.mmap(fd, packed.size) as mapping:
-                    packed.write_into(memoryview(mapping))
-            finally:
-                os.close(fd)
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            os.posix_fallocate(fd, 0, packed.size)
+            with mmap.mmap(fd, packed.size) as mapping:
+                packed.write_into(memoryview(mapping))
+            data = msgspec.msgpack.encode(_FileValue(name, packed.size))
+            self.file_bytes += packed.size
+            return self._with_room(len(data), lambda: enter(data), None)
         except OSError as error:
             self._remove(path)
             raise self._disk_error(error, packed.size) from error
-        self.file_bytes += packed.size
-        return msgspec.msgpack.encode(_FileValue(object_id.hex(), packed.size))
+        finally:
+            if fd >= 0:
+                os.close(fd)
 
     def _put_file(self, object_id: bytes, packed: Packed) -> ObjectRef:
-        data = self._write_file(object_id, packed)
-        return self._with_room(
-            len(data),
-            lambda: self.store.put_exported(object_id, data, packed.kind, _store.FLAG_FILE, packed.refs),
-            None,
+        return self._write_file(
+            object_id,
+            packed,
+            lambda data: self.store.put_exported(object_id, data, packed.kind, _store.FLAG_FILE, packed.refs),
         )
 
     def _seal_file(self, slot: int, attempt: int, packed: Packed, flags: int) -> int:
-        object_id = self.store.id_of(slot)
-        data = self._write_file(object_id, packed)
-        return self._with_room(
-            len(data),
-            lambda: self.store.seal_result(
+        return self._write_file(
+            self.store.id_of(slot),
+            packed,
+            lambda data: self.store.seal_result(
                 slot, attempt, data, [], packed.kind, len(data), packed.refs, flags | _store.FLAG_FILE
             ),
-            None,
         )
 
     def load_file(self, kind: int, data: bytes) -> Any:

@@ -336,5 +336,6 @@ def test_death_errors_reach_those_who_wait_for_the_value(warm: None) -> None:
     ref = zray.remote(lambda x: x).remote(doomed.remote())
     with pytest.raises(WorkerCrashedError) as raised:
         zray.get(ref, timeout=30)
-    assert raised.value.cause is DeathCause.EXIT(3)
-    assert issubclass(WorkerCrashedError, exceptions.ZrayError)
+    assert isinstance(raised.value, exceptions.TaskError)
+    assert isinstance(raised.value.cause, WorkerCrashedError)
+    assert raised.value.cause.cause is DeathCause.EXIT(3)

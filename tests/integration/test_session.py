@@ -330,7 +330,7 @@ def test_timeline_tells_of_tasks(warm: None, tmp_path: Path) -> None:
     zray.get(ref)
 
     def rows() -> list[dict[str, Any]]:
-        return [row for row in zray.timeline() or [] if row["args"].get("id") == ref.task_id().hex()]
+        return [row for row in zray.timeline() or [] if row["args"].get("task_id") == ref.task_id().hex()]
 
     found = wait_for(rows, what="the task is in the timeline")
     assert all(row["ts"] > 0 and row["ph"] for row in found)

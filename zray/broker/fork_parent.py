@@ -2,7 +2,8 @@
 
 Covers forking on request and reporting exits. Does not cover what workers do (`zray.worker`) or when one is wanted (the scheduler).
 It is forked from the broker's process before that makes any thread or ZeroMQ context, and talks to it over one SEQPACKET socket pair:
-msgpack records, one per packet. It dies with the broker (parent death signal, and end of file on the socket), and its children die with it.
+msgpack records, one per packet. When the broker ends, however it ends, the socket is at its end of file: the fork parent kills the workers with
+all that they started, and goes. Should it be killed itself, its children die with it (parent death signal).
 """
 
 from __future__ import annotations
@@ -72,13 +73,14 @@ class Exited(msgspec.Struct, tag=True):
 Report = Started | Failed | Exited
 _encode = msgspec.msgpack.Encoder().encode
 _decode_fork = msgspec.msgpack.Decoder(Fork).decode
+_workers: set[int] = set()
+"""Children that have not been reaped: their process ids, which are ids of their groups, too."""
 decode_report = msgspec.msgpack.Decoder(Report).decode
 encode_fork = msgspec.msgpack.Encoder().encode
 
 
 def serve(channel: socket.socket, preload: list[str]) -> NoReturn:
     """Be the fork parent until the broker closes the channel. `preload`: modules imported once for all workers."""
-    _store.die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -96,13 +98,27 @@ def serve(channel: socket.socket, preload: list[str]) -> NoReturn:
         if channel.fileno() in ready:
             packet = channel.recv(_PACKET)
             if not packet:
-                os._exit(0)
+                _end()
             _fork(channel, _decode_fork(packet), (wake_read, wake_write))
         elif pending_preload and not ready:
             _preload(pending_preload.pop(0))
         if wake_read in ready:
             os.read(wake_read, 4096)
-            _report_exits(channel)
+            try:
+                _report_exits(channel)
+            except OSError:
+                _end()
+
+
+def _end() -> NoReturn:
+    """The broker is gone: end every worker with its group, then this process."""
+    for pid in _workers:
+        for kill in (os.killpg, os.kill):
+            try:
+                kill(pid, signal.SIGKILL)
+            except OSError:
+                continue
+    os._exit(0)
 
 
 def _preload(module: str) -> None:
@@ -131,6 +147,7 @@ def _report_exits(channel: socket.socket) -> None:
             return
         if pid == 0:
             return
+        _workers.discard(pid)
         channel.send(_encode(Exited(pid, os.waitstatus_to_exitcode(status), usage.ru_maxrss * 1024)))
 
 
@@ -141,6 +158,7 @@ def _fork(channel: socket.socket, request: Fork, close: tuple[int, int]) -> None
         channel.send(_encode(Failed(request.config.number, f"fork: {error.strerror}")))
         return
     if pid:
+        _workers.add(pid)
         channel.send(_encode(Started(request.config.number, pid)))
         return
     try:
