@@ -113,7 +113,8 @@ class ObjectStore:
         """Spill least recently used values until about `size` bytes were freed; False when none could be. Raises OutOfDiskError."""
         wanted, freed = max(size, min(_SPILL_AT_ONCE, self.capacity // 16)), 0
         while freed < wanted:
-            candidate = self.store.spill_candidate(1)
+            # Small values free next to nothing: they go only when nothing else is left.
+            candidate = self.store.spill_candidate(_PAGE) or self.store.spill_candidate(1)
             if candidate is None:
                 break
             slot, object_id, view = candidate

@@ -58,9 +58,11 @@ def test_three_times_the_capacity_fits_with_bounded_memory(zray_session: Callabl
     assert query("statistics")["used"] <= CAPACITY
     total = zray.remote(lambda array: int(array.sum()))
     assert zray.get([total.remote(ref) for ref in refs]) == [4 * MB * (n % 251) for n in range(len(refs))]
+    names = {ref.hex() for ref in refs}
+    assert names & set(spilled_files(directory))
     del refs, ref
     gc.collect()
-    wait_for(lambda: not spilled_files(directory), what="files of dropped objects are removed")
+    wait_for(lambda: not names & set(spilled_files(directory)), what="files of dropped objects are removed")
 
 
 def test_tasks_that_make_more_than_the_capacity(zray_session: Callable[..., Any]) -> None:
