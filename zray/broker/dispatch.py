@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 _LOOK_AHEAD = 64
 """Tasks of one demand for which room is looked for in one pass: more workers than that are not started or freed at
 once."""
+_LOOK_INTERVAL = 0.005
+"""Seconds between two looks whether a job has its share of workers."""
 
 
 class Dispatcher:
@@ -191,6 +193,24 @@ class Dispatcher:
                         break
                     room.take(group.demand, kind[1])
                     wanted -= 1
+        if len(node.jobs.jobs) > 1 or any(len(job.rotation) > 1 for job in node.jobs.waiting.values()):
+            self._start_for_fairness(now)
+
+    def _start_for_fairness(self, now: float) -> None:
+        """Processes belong to jobs and kinds: a job that has too few could never take its turn when a CPU becomes free.
+        Let each waiting job have its share of workers even while others use all CPUs."""
+        node = self.node
+        active = sum(1 for job in node.jobs.jobs.values() if job.queued or job.running)
+        share = max(1, node.cpus // max(1, active))
+        for job in sorted(node.jobs.waiting.values(), key=_turn):
+            if now < job.next_look:
+                continue
+            job.next_look = now + _LOOK_INTERVAL
+            for group in list(job.rotation):
+                count = group.count()
+                kind = (group.demand.threads, node.ledger.emptiest_gpus(group.demand))
+                if count and node.pool.able(job, kind) < min(count, share) and node.make_room(job, kind, now):
+                    node.start_worker(job, kind)
 
     def _start_or_count(
         self, job: Job, kind: Kind, demand: Demand, spare: dict[tuple[int, Kind], int], now: float

@@ -29,6 +29,7 @@ class Job:
         "classes",
         "ended",
         "failed_starts",
+        "next_look",
         "number",
         "process",
         "queued",
@@ -54,6 +55,8 @@ class Job:
         """Tasks in `rotation`."""
         self.running: int = 0
         """Its workers in state BUSY."""
+        self.next_look: float = 0.0
+        """When it is seen to again that it has its share of workers."""
         self.served: float = 0.0
         """Microseconds its tasks have run."""
         self.failed_starts: int = 0

@@ -135,6 +135,11 @@ class Ledger:
         free.sort()
         return tuple(sorted(index for _, index in free[:count]))
 
+    def emptiest_gpus(self, demand: Demand) -> tuple[int, ...]:
+        """The GPUs on which it will fit soonest, for a process that is started ahead of its turn."""
+        order = sorted(range(len(self.gpu_free)), key=lambda index: (-self.gpu_free[index], index))
+        return tuple(sorted(order[: demand.gpu_count()]))
+
     def gpus_free(self, demand: Demand, gpus: tuple[int, ...]) -> bool:
         """Have these GPUs room for it?"""
         share = demand.gpu_share()

@@ -272,6 +272,14 @@ class WorkerPool:
         group = self.idle.get((job.number, kind))
         return len(group) if group else 0
 
+    def able(self, job: Job, kind: Kind) -> int:
+        """How many workers of this job and kind could take its turn: busy, idle or being started, and not waiting."""
+        count = self.starting_for.get((job.number, kind), 0) + self.idle_of_kind(job, kind)
+        for worker in self.busy.values():
+            if worker.job is job and worker.kind == kind and not worker.blocked:
+                count += 1
+        return count
+
     def fresh_for(self, job: Job, demand: Demand, ledger: Ledger) -> Worker | None:
         """An idle worker in which no user code has run, for an actor to live in."""
         for key, group in self.idle.items():
