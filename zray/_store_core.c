@@ -2778,24 +2778,27 @@ static const char *check_lists(zs_store *s) {
     return words;
 }
 
+static inline int is_being_written(const zs_entry *e) {
+    return e->state == ZS_OPEN || (e->open_block && (e->state == ZS_CLAIMED || e->state == ZS_SPILLED));
+}
+
 static const char *check_processes(zs_store *s) {
     head *h = head_of(s);
-    uint32_t n = 0;
+    uint32_t n = 0, expected[ZS_MAX_PROCS] = {0}, writing[ZS_MAX_PROCS] = {0}, holds[ZS_MAX_PROCS] = {0};
+    for (uint32_t i = 1; i < h->entry_bump; i++) {
+        zs_entry *e = entry_at(s, i);
+        if (is_pending(e->state) && current(s, e->target)) expected[index_of(e->target)]++;
+        if (is_being_written(e) && current(s, e->writer)) writing[index_of(e->writer)]++;
+    }
+    for (uint32_t i = 1; i < h->hold_bump; i++)
+        if (hold_at(s, i)->slot) holds[hold_at(s, i)->proc]++;
     for (uint32_t i = 1; i < h->proc_bump; i++) {
         zs_process *p = process_at(s, i);
         if (!p->pid) continue;
-        zs_proc proc = handle_of(s, i);
-        uint32_t expected = 0, writing = 0, holds = 0;
         n++;
-        for (uint32_t k = 1; k < h->entry_bump; k++) {
-            zs_entry *e = entry_at(s, k);
-            expected += is_pending(e->state) && e->target == proc;
-            writing += (e->state == ZS_OPEN || (e->open_block && (e->state == ZS_CLAIMED || e->state == ZS_SPILLED))) && e->writer == proc;
-        }
-        for (uint32_t k = 1; k < h->hold_bump; k++) holds += hold_at(s, k)->slot && hold_at(s, k)->proc == i;
-        MUST(expected == p->expected, "expected is not the number of entries that target the process");
-        MUST(writing == p->writing, "a process's open blocks are miscounted");
-        MUST(holds == p->holds, "a process's holds are miscounted");
+        MUST(expected[i] == p->expected, "expected is not the number of entries that target the process");
+        MUST(writing[i] == p->writing, "a process's open blocks are miscounted");
+        MUST(holds[i] == p->holds, "a process's holds are miscounted");
     }
     MUST(n == h->process_count, "processes are miscounted");
     return NULL;
@@ -2866,22 +2869,41 @@ void zs_derive_id(const uint8_t *parent, uint64_t counter, uint8_t *id) {
 
 static int os_truncate(int fd, uint64_t size) { return ftruncate(fd, (off_t)size) == 0 ? ZS_OK : ZS_SYSTEM; }
 
+/* For a file system without fallocate. Only ever used beyond what is in use, so that writing zeros destroys nothing. */
+static int write_zeros(int fd, uint64_t offset, uint64_t length) {
+    static const char zeros[65536];
+    while (length) {
+        ssize_t n = pwrite(fd, zeros, length < sizeof zeros ? length : sizeof zeros, (off_t)offset);
+        if (n < 0 && errno == EINTR) continue;
+        if (n <= 0) return errno == ENOSPC || errno == EDQUOT || errno == EFBIG ? ZS_NO_MEMORY : ZS_SYSTEM;
+        offset += (uint64_t)n;
+        length -= (uint64_t)n;
+    }
+    return ZS_OK;
+}
+
 /* Give pages to a part of the file, so that touching it can never fail. Once more is harmless. */
 static int os_commit(int fd, uint64_t offset, uint64_t length) {
-    static const char zeros[65536];
-    while (fallocate(fd, 0, (off_t)offset, (off_t)length) != 0) {
-        if (errno == EINTR) continue;
-        if (errno == ENOSPC || errno == ENOMEM || errno == EDQUOT || errno == EFBIG) return ZS_NO_MEMORY;
-        if (errno != EOPNOTSUPP && errno != ENOSYS) return ZS_SYSTEM;
-        /* A file system without it: only ever used beyond what is in use, so that writing zeros destroys nothing. */
-        while (length) {
-            ssize_t n = pwrite(fd, zeros, length < sizeof zeros ? length : sizeof zeros, (off_t)offset);
-            if (n < 0 && errno == EINTR) continue;
-            if (n <= 0) return errno == ENOSPC || errno == EDQUOT ? ZS_NO_MEMORY : ZS_SYSTEM;
-            offset += (uint64_t)n;
-            length -= (uint64_t)n;
+    uint64_t piece = length;
+    while (length) {
+        if (piece > length) piece = length;
+        if (fallocate(fd, 0, (off_t)offset, (off_t)piece) == 0) {
+            offset += piece;
+            length -= piece;
+            continue;
         }
-        return ZS_OK;
+        switch (errno) {
+        case EINTR:    /* a signal undoes the whole call: with a profiler's timer only smaller ones come to an end */
+            if (piece > 65536) piece = round_up(piece / 2, PAGE);
+            break;
+        case ENOSPC:
+        case ENOMEM:
+        case EDQUOT:
+        case EFBIG: return ZS_NO_MEMORY;
+        case EOPNOTSUPP:
+        case ENOSYS: return write_zeros(fd, offset, length);
+        default: return ZS_SYSTEM;
+        }
     }
     return ZS_OK;
 }
