@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 
@@ -30,7 +31,7 @@ def node(jobs: int = 1, **total: float) -> Bench:
     return bench
 
 
-def living(bench: Bench, **options: object) -> tuple[ActorSpec, int]:
+def living(bench: Bench, **options: Any) -> tuple[ActorSpec, int]:
     """An actor that is constructed, and its worker."""
     spec = bench.create_actor(ACTOR, **options)
     bench.start_all()

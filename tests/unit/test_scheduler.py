@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from random import Random
+
 import pytest
 
 from tests.unit.bench import ACTOR, ROOT, Bench, kinds, make_shape, result, warm
@@ -53,7 +56,7 @@ def test_tasks_are_handed_out_in_order() -> None:
 def test_prefetch_grows_with_evidence_to_the_target() -> None:
     bench = node(CPU=1)
     bench.submit(2000, F)
-    sizes = []
+    sizes: list[int] = []
     while len(sizes) < 12:
         sizes.append(len(bench.handed[1]))
         bench.finish(1, micros=19)
@@ -679,7 +682,7 @@ def test_all_gpus_at_once() -> None:
 
 def test_a_policy_may_keep_tasks_waiting() -> None:
     class Never(LocalPolicy):
-        def place(self, demand: Demand, nodes: tuple[Ledger, ...], rng: object) -> int:
+        def place(self, demand: Demand, nodes: Sequence[Ledger], rng: Random) -> int:
             return -1
 
     bench = Bench(None, Never(), CPU=1)
@@ -722,3 +725,13 @@ def test_a_gpu_task_has_its_turn_in_a_stream_of_others() -> None:
             bench.finish(worker, 1, micros=5000, after=0.01)
         bench.start_all()
     assert bench.where(spec)
+
+
+def test_workers_that_became_actors_are_replaced_when_nothing_waits() -> None:
+    bench = node(CPU=2)
+    bench.create_actor(ACTOR)
+    before = len(bench.of(a.StartWorker))
+    assert len(kinds(bench.tick(), a.StartWorker)) == 1
+    bench.start_all()
+    assert not kinds(bench.tick(), a.StartWorker)
+    assert len(bench.of(a.StartWorker)) == before + 1

@@ -364,6 +364,7 @@ class Scheduler:
             if worker.state == STOPPING and now >= worker.deadline:
                 node.kill_worker(worker, "IDLE")
         self._actors.tick(event.leased_busy, now)
+        self._replenish(now)
         if now >= self._watch_due:
             self._watch_due = NEVER
             if node.dependencies.waiters:
@@ -372,6 +373,23 @@ class Scheduler:
             node.wake(self._watch_due)
         if node.pool.hold_starts_until > now and (node.tasks.queued or node.actors.queued):
             node.wake(node.pool.hold_starts_until)
+
+    def _replenish(self, now: float) -> None:
+        """Actors live in workers that were meant for tasks: keep as many of those as there are CPUs, so that the next
+        task or actor need not wait for a start. Only while nothing waits: then all starts are for what does."""
+        node = self.node
+        if node.config.prestart == 0 or node.tasks.queued or node.actors.queued:
+            return
+        living = [job for job in node.jobs.jobs.values() if not job.ended]
+        if not living:
+            return
+        ready = sum(
+            worker.actor is None and not worker.blocked and worker.state < ACTOR
+            for worker in node.pool.workers.values()
+        )
+        while ready < node.keep_idle() and node.pool.may_start(node.max_starting(), now):
+            node.start_worker(living[-1], (1, ()))
+            ready += 1
 
     def _tick_leases(self, busy: frozenset[int], now: float) -> None:
         node = self.node

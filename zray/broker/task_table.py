@@ -265,9 +265,7 @@ class TaskTable:
         if type(home) is Worker:
             return home.blocked
         if type(home) is Shared and home.queue is None:
-            return all(
-                [worker.blocked for worker in home.workers]
-            )  # a list: compiled generators cost more than they save
+            return all(worker.blocked for worker in home.workers)
         return False
 
     def holders(self, task: bytes) -> list[Worker]:
