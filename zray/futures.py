@@ -27,6 +27,8 @@ class ResultWatcher:
         self._added: list[tuple[ObjectRef, concurrent.futures.Future[Any]]] = []
         self._thread: threading.Thread | None = None
         self._stopping = False
+        self._failure: Exception | None = None
+        """Why nothing can be waited for any more: the broker is gone."""
 
     def future(self, ref: ObjectRef) -> concurrent.futures.Future[Any]:
         """Return a future that receives the value of a reference, or its error."""
@@ -38,6 +40,9 @@ class ResultWatcher:
             return future
         session.flush()
         with self._lock:
+            if self._failure is not None:
+                future.set_exception(self._failure)
+                return future
             self._added.append((ref, future))
             if self._thread is None:
                 self._thread = threading.Thread(target=self._loop, name="zray-results", daemon=True)
@@ -75,6 +80,10 @@ class ResultWatcher:
                 else:
                     store.wait_ring(1.0)
             except Exception as error:
+                with self._lock:
+                    self._failure = error
+                    watched += self._added
+                    self._added.clear()
                 for _, future in watched:
                     if future.set_running_or_notify_cancel():
                         future.set_exception(error)
@@ -86,6 +95,8 @@ class ResultWatcher:
                 else:
                     rest.append((ref, future))
             watched = rest
+        for _, future in watched + self._added:
+            future.cancel()
 
     def stop(self) -> None:
         """End the thread; futures that are still open are cancelled."""

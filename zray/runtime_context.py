@@ -65,7 +65,7 @@ class RuntimeContext:
 
     def get_assigned_resources(self) -> dict[str, float]:
         """Resources the running task or actor occupies."""
-        packed = self._session.current().resources
+        packed = self._session.current().resources or self._session.root.resources
         return {name: amount / resources.UNIT for name, amount in resources.unpack(packed).items()} if packed else {}
 
     def get_accelerator_ids(self) -> dict[str, list[str]]:

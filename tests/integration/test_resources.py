@@ -28,12 +28,12 @@ def crowd(gate: Callable[[str], Gate], tally: Tally) -> Any:
     def run(count: int, expected: int, **options: Any) -> int:
         hold = gate("crowd")
 
-        @zray.remote(**options)
+        @zray.remote
         def member() -> None:
             tally.add()
             hold.wait()
 
-        refs = [member.remote() for _ in range(count)]
+        refs = [member.options(**options).remote() for _ in range(count)]
         wait_for(lambda: len(tally) >= expected, what=f"{expected} run: {len(tally)}")
         # Whoever could start beside them would: a task that needs nothing overtakes nobody that could run.
         for _ in range(3):
@@ -170,7 +170,9 @@ def test_fractions_of_a_gpu_are_packed(gate: Callable[[str], Gate]) -> None:
         hold.wait()
         return os.environ["CUDA_VISIBLE_DEVICES"]
 
-    refs = [look.remote() for _ in range(2)]
+    refs = [look.remote()]
+    wait_for(lambda: zray.available_resources().get("GPU") == 1.5)
+    refs.append(look.remote())
     wait_for(lambda: zray.available_resources().get("GPU") == 1)
     whole = zray.remote(lambda: os.environ["CUDA_VISIBLE_DEVICES"]).options(num_gpus=1, num_cpus=0).remote()
     other = zray.get(whole, timeout=30)
@@ -189,7 +191,7 @@ def test_thread_limits_follow_num_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "OMP_NUM_THREADS" not in os.environ
 
 
-@pytest.mark.parametrize("options", [{"num_cpus": 5}, {"num_gpus": 2.5}, {"resources": {"licence": 3}}, {"memory": 5 << 30}, {"resources": {"none": 0.001}}], ids=str)
+@pytest.mark.parametrize("options", [{"num_cpus": 5}, {"num_gpus": 3}, {"resources": {"licence": 3}}, {"memory": 5 << 30}, {"resources": {"none": 0.001}}], ids=str)
 def test_what_never_fits_fails_within_a_second(options: dict[str, Any]) -> None:
     start = time.monotonic()
     with pytest.raises(TaskUnschedulableError) as raised:
