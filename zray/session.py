@@ -317,6 +317,8 @@ class Session:
             self.context.close()
             self.peers.clear()
         # Functions and handles that outlive the session know it: the segment must not live on for their sake.
+        self.before_wait.clear()
+        self.after_get = None
         store = self.store
         self.store = self.objects.store = _EndedStore()  # type: ignore[assignment]
         store.close()

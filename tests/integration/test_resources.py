@@ -163,6 +163,9 @@ def test_gpus_are_named_before_user_code(gate: Callable[[str], Gate]) -> None:
 
 
 def test_fractions_of_a_gpu_are_packed(gate: Callable[[str], Gate]) -> None:
+    # Workers that served other tests are bound to GPUs of their own.
+    zray.shutdown()
+    zray.init(num_cpus=4, num_gpus=2)
     hold = gate("hold")
 
     @zray.remote(num_gpus=0.5, num_cpus=0)
@@ -179,6 +182,7 @@ def test_fractions_of_a_gpu_are_packed(gate: Callable[[str], Gate]) -> None:
     hold.open()
     used = zray.get(refs)
     assert used[0] == used[1] != other
+    zray.shutdown()
 
 
 def test_thread_limits_follow_num_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
