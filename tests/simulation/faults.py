@@ -86,7 +86,7 @@ def the_gpu_part_of_what_waiting_workers_hold_is_lent_too(patch: pytest.MonkeyPa
 @fault
 def a_new_process_is_bound_to_gpus_without_looking(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Ledger, "choose_gpus", lambda self, demand: tuple(range(demand.gpu_count())))
-    patch.setattr(Ledger, "gpus_free", lambda self, demand, gpus: len(gpus) == demand.gpu_count())
+    patch.setattr(Ledger, "suits", lambda self, demand, gpus: len(gpus) == demand.gpu_count())
 
 
 # -- tasks -------------------------------------------------------------------------------------------------------------

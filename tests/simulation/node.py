@@ -149,7 +149,9 @@ class SimNode:
 
     def actor_call(self, task: bytes, actor: bytes, caller: int, number: int) -> None:
         """An actor was called."""
+        repeated = task in self.calls  # by a task that runs again: it may have begun under its first caller
         self.calls[task] = ActorCall(actor, caller, number)
+        self.calls[task].unnumbered = repeated
 
     def actor_began(self, worker: Worker, spec: Any, incarnation: int) -> None:
         """A process becomes an actor: no other may be the same one."""

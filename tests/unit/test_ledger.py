@@ -100,3 +100,16 @@ def test_a_copy_is_apart() -> None:
 def test_threads_follow_the_cpus(cpus: float, threads: int) -> None:
     ledger = Ledger({"CPU": 4})
     assert demand(ledger, CPU=cpus).threads == threads
+
+
+def test_an_idle_process_on_an_empty_gpu_does_not_suit_a_fraction_that_fits_on_a_fuller_one() -> None:
+    ledger = Ledger({"GPU": 2})
+    half = demand(ledger, GPU=0.5)
+    assert ledger.suits(half, (0,))
+    assert ledger.suits(half, (1,))
+    ledger.take(half, (0,))
+    assert ledger.suits(half, (0,))
+    assert not ledger.suits(half, (1,))
+    assert ledger.suits(demand(ledger, GPU=1), (1,))
+    assert not ledger.suits(demand(ledger, GPU=1), (0,))
+    assert not ledger.suits(demand(ledger, GPU=2), (0, 1))

@@ -140,10 +140,20 @@ class Ledger:
         order = sorted(range(len(self.gpu_free)), key=lambda index: (-self.gpu_free[index], index))
         return tuple(sorted(order[: demand.gpu_count()]))
 
-    def gpus_free(self, demand: Demand, gpus: tuple[int, ...]) -> bool:
-        """Have these GPUs room for it?"""
+    def suits(self, demand: Demand, gpus: tuple[int, ...]) -> bool:
+        """Should a process that is bound to these GPUs run it? They must have room; and a fraction goes where
+        `choose_gpus` would put it, on a GPU as full as can be, even if a process for that has to be started: whole GPUs
+        stay free for those who need them."""
         share = demand.gpu_share()
-        return len(gpus) == demand.gpu_count() and all(self.gpu_free[index] >= share for index in gpus)
+        if len(gpus) != demand.gpu_count():
+            return False
+        for index in gpus:
+            if self.gpu_free[index] < share:
+                return False
+        if share < ONE:
+            best = self.choose_gpus(demand)
+            return best is not None and self.gpu_free[gpus[0]] == self.gpu_free[best[0]]
+        return True
 
     def take(self, demand: Demand, gpus: tuple[int, ...] = ()) -> None:
         """Occupy, by force if need be."""

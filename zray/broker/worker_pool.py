@@ -263,7 +263,7 @@ class WorkerPool:
             group = self.idle.get((job.number, (demand.threads, ())))
             return next(reversed(group.values())) if group else None
         for key, group in self.idle.items():
-            if key[0] == job.number and key[1][0] == demand.threads and ledger.gpus_free(demand, key[1][1]):
+            if key[0] == job.number and key[1][0] == demand.threads and ledger.suits(demand, key[1][1]):
                 return next(reversed(group.values()))
         return None
 
@@ -285,7 +285,7 @@ class WorkerPool:
         for key, group in self.idle.items():
             if key[0] != job.number or key[1][0] != demand.threads:
                 continue
-            if not (ledger.gpus_free(demand, key[1][1]) if demand.gpu else not key[1][1]):
+            if not (ledger.suits(demand, key[1][1]) if demand.gpu else not key[1][1]):
                 continue
             for worker in group.values():
                 if worker.fresh:
