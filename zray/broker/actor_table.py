@@ -235,16 +235,13 @@ class ActorTable:
         out.append(actions.BeginActor(worker.number, actor.spec, actor.incarnation, replay))
 
     def constructed(self, actor: ActorRecord, worker: Worker, out: list[actions.Action]) -> None:
-        """It lives: publish its address, then forward what waited for it."""
+        """It lives: send it what waited, then publish its address, so that calls made from now on come after those."""
         self.move(actor, ALIVE)
-        out.append(actions.ActorAlive(actor.id, actor.incarnation, worker.number))
-        out.append(
-            actions.RecordEvent(
-                "actors", actor.id, "alive", f"incarnation {actor.incarnation} in worker {worker.number}"
-            )
-        )
         for process, calls in actor.held.pop(actor.incarnation, ()):
             out.append(actions.ForwardCalls(worker.number, process, actor.incarnation, calls))
+        out.append(actions.ActorAlive(actor.id, actor.incarnation, worker.number))
+        where = f"incarnation {actor.incarnation} in worker {worker.number}"
+        out.append(actions.RecordEvent("actors", actor.id, "alive", where))
 
     # -- called --------------------------------------------------------------------------------------------------------
 
