@@ -389,5 +389,28 @@ def _check(message: Message) -> None:
         for spec in message.calls:
             if len(spec.id) != 16 or len(spec.shape) != 16:
                 raise FrameError("a call or shape id is not 16 bytes long")
-    elif isinstance(message, Sealed) and len(message.ids) % 16:
-        raise FrameError("ids of Sealed are not a multiple of 16 bytes")
+    elif isinstance(message, Sealed):
+        if len(message.ids) % 16:
+            raise FrameError("ids of Sealed are not a multiple of 16 bytes")
+    else:
+        for name, value in _ids_of(message):
+            if len(value) != 16:
+                raise FrameError(f"{name} of {type(message).__name__} is not 16 bytes long")
+
+
+def _ids_of(message: Message) -> list[tuple[str, bytes]]:
+    """The ids in a message that comes rarely."""
+    if isinstance(message, DefineShapes):
+        return [("a key", shape.key) for shape in message.shapes]
+    if isinstance(message, (CreateActor, StartActor)):
+        creation = message.spec.creation
+        return [("the actor's id", creation.id), ("its shape", creation.shape)]
+    if isinstance(message, (Hello, BindJob)):
+        return [("the job's id", message.job.id)]
+    if isinstance(message, (LeaseRequest, LookupActor, GcsRequest, Query)):
+        return [("the reply", message.reply)]
+    if isinstance(message, CancelTask):
+        return [("the task", message.task)]
+    if isinstance(message, (KillActor, ActorReady, ActorFailed, ActorExit)):
+        return [("the actor", message.actor)]
+    return []

@@ -119,6 +119,10 @@ def test_an_unknown_kind_is_refused() -> None:
         wire.TasksDone(1, ID, b"\x00\x01", [5], True),
         wire.TasksDone(1, ID, b"\x00", [5, 6], True),
         wire.Sealed(ID + b"x"),
+        wire.DefineShapes([CallShape(b"short", 0, ID, "f")]),
+        wire.CreateActor(1, ActorSpec(TaskSpec(b"short", ID), 1), ID),
+        wire.Query("nodes", b"short"),
+        wire.KillActor(b"", True),
     ],
 )
 def test_ids_and_columns_of_wrong_length_are_refused(message: wire.Message) -> None:

@@ -325,7 +325,8 @@ class Performer:
 
     def forget_shapes(self, action: a.ForgetShapes) -> None:
         for key in action.shapes:
-            self.broker.shapes.pop(key, None)
+            if self.broker.shapes.pop(key, None) is not None:
+                self.broker.records.shape_forgotten(key)
 
     def record_event(self, action: a.RecordEvent) -> None:
         self.broker.records.event(action.table, action.key, action.what, action.detail)

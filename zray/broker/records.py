@@ -68,6 +68,10 @@ class Records:
         for shape in shapes:
             self.gcs.put_row(FunctionRow(shape))
 
+    def shape_forgotten(self, key: bytes) -> None:
+        """A function of a job that is over."""
+        self.gcs.delete_row(FunctionRow, key)
+
     # -- tasks ---------------------------------------------------------------------------------------------------------
 
     def tasks_submitted(self, job: int, tasks: Sequence[TaskSpec]) -> None:
