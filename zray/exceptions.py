@@ -5,7 +5,11 @@ from __future__ import annotations
 from zray import errors
 from zray.errors import *  # noqa: F403
 
-__all__ = [name for name, value in vars(errors).items() if getattr(value, "__module__", "") == "zray.errors" and not name.startswith("_")]
+__all__ = [
+    name
+    for name, value in vars(errors).items()
+    if getattr(value, "__module__", "") == "zray.errors" and not name.startswith("_")
+]
 
 # Names that programs written for Ray catch.
 RayError = errors.ZrayError

@@ -63,7 +63,6 @@ class PackedCall:
         self.dep_ids = dep_ids
         self.borrowed = borrowed
 
-
     def holding(self, code: ObjectRef) -> PackedCall:
         """The same call, which keeps the code it runs, too."""
         borrowed = (*self.borrowed, code.binary())
