@@ -233,7 +233,9 @@ from tests.helpers import *
 class Program:
     """A driver program in a process, runtime directory and temporary directory of its own; warnings are errors."""
 
-    def __init__(self, source: str, place: Path, runtime: str, *arguments: str, env: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, source: str, place: Path, runtime: str, *arguments: str, env: dict[str, str] | None = None
+    ) -> None:
         """Start it.
 
         Args:

@@ -271,7 +271,7 @@ def test_a_named_actor_is_found_by_its_name(counter: Any) -> None:
 
 
 def test_an_unknown_name_is_a_value_error() -> None:
-    with pytest.raises(ValueError, match="Failed to look up actor.*nobody"):
+    with pytest.raises(ValueError, match=r"Failed to look up actor.*nobody"):
         zray.get_actor("nobody")
     with pytest.raises(ValueError, match="name"):
         zray.get_actor("")
@@ -370,12 +370,15 @@ def test_handles_travel_everywhere(counter: Any) -> None:
         def give(self) -> Any:
             return self.handle
 
+    def increaser(handle: Any) -> Any:
+        return zray.remote(lambda: zray.get(handle.increase.remote()))
+
     back = zray.get(use.remote(actor, [actor]))
     assert back == actor
     holder = zray.remote(Holder).remote(actor)
     assert zray.get(holder.use.remote()) == 3
     assert zray.get(zray.get(holder.give.remote()).increase.remote()) == 4
-    assert zray.get(zray.remote(lambda: zray.get(actor.increase.remote())).remote()) == 5
+    assert zray.get(increaser(actor).remote()) == 5
     pid = zray.get(actor.pid.remote())
     del back, actor
     gc.collect()
@@ -459,7 +462,9 @@ def test_an_error_of_the_constructor(moment: str) -> None:
     if moment == "after":
         with pytest.raises(exceptions.ActorDiedError):
             zray.get(actor.__ray_ready__.remote())
-    with pytest.raises(exceptions.ActorDiedError, match="(?s)an error raised in its creation task.*no parts") as raised:
+    with pytest.raises(
+        exceptions.ActorDiedError, match=r"(?s)an error raised in its creation task.*no parts"
+    ) as raised:
         zray.get(actor.work.remote())
     assert raised.value.actor_init_failed
     assert "Broken" in str(raised.value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -13,6 +13,8 @@ from tests.helpers import Gate, Program, alive, children, stop, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+pytestmark = pytest.mark.slow
 
 WITHIN = 2.0
 """Seconds: what is promised after a driver was killed."""
@@ -255,16 +257,14 @@ def test_drivers_killed_while_they_start(program: Callable[..., Program]) -> Non
         running = program("print('go', flush=True)\nzray.init(num_cpus=1)\nprint('in', flush=True)\ntime.sleep(1000)")
         running.wait_line("go")
         moment = chance.random() * 0.25
-
-        def after(moment: float = moment, running: Any = running) -> None:
-            try:
-                running.process.wait(moment)
-            except subprocess.TimeoutExpired:
-                os.kill(running.pid, signal.SIGKILL)
-
-        after()
+        try:
+            running.process.wait(moment)
+        except subprocess.TimeoutExpired:
+            os.kill(running.pid, signal.SIGKILL)
         running.finish()
-        wait_for(lambda: not running.processes(), WITHIN + 1, f"killed after {moment:.3f} s: {running.processes()}")
+        wait_for(
+            lambda of=running: not of.processes(), WITHIN + 1, f"killed after {moment:.3f} s: {running.processes()}"
+        )
         # A directory that nobody could remove goes with the next start (a young one is left to its maker for a minute).
         assert len(running.sessions()) <= 1
         assert not alive(running.pid)

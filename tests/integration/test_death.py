@@ -11,7 +11,19 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import zray
-from tests.helpers import RUNTIME, Program, alive, broker_pid, children, cpus_are_free, processes_under, query, stop, wait_for, worker_pids
+from tests.helpers import (
+    RUNTIME,
+    Program,
+    alive,
+    broker_pid,
+    children,
+    cpus_are_free,
+    processes_under,
+    query,
+    stop,
+    wait_for,
+    worker_pids,
+)
 from zray import exceptions
 from zray.exceptions import ActorDiedError, DeathCause, WorkerCrashedError, ZraySystemError
 
@@ -161,7 +173,7 @@ def test_idle_workers_that_are_killed_are_replaced(warm: None) -> None:
         for pid in victims:
             os.kill(pid, signal.SIGKILL)
         assert zray.get([zray.remote(lambda x: x).remote(i) for i in range(20)], timeout=60) == list(range(20))
-        wait_for(lambda: not worker_pids() & victims)
+        wait_for(lambda victims=victims: not worker_pids() & victims)  # type: ignore[misc]
 
 
 def test_a_worker_killed_between_two_calls_of_a_synchronous_loop(warm: None) -> None:
@@ -230,6 +242,7 @@ def test_a_stopped_broker_delays_but_loses_nothing(zray_session: Callable[..., A
     assert zray.get(refs, timeout=60) == list(range(200))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("waiting", ["get", "wait", "future", "task"])
 def test_waiters_of_a_broker_that_is_killed_get_an_error(program: Callable[..., Program], waiting: str) -> None:
     running = program(

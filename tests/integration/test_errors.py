@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("warm")
 
 def failure_of(ref: Any) -> Any:
     """Return the error that `get` raises for a reference."""
-    with pytest.raises(BaseException) as raised:  # noqa: PT011 - whatever it is
+    with pytest.raises(BaseException) as raised:
         zray.get(ref, timeout=30)
     return raised.value
 

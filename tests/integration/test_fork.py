@@ -12,7 +12,6 @@ import zray
 from tests.helpers import alive, broker_pid, wait_for, wait_gone
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
 pytestmark = [
@@ -216,7 +215,8 @@ def test_signals_of_a_forked_child_are_ordinary() -> None:
     assert zray.get(work.remote(), timeout=30) == -15
 
 
-def test_the_gate_of_many_forks(gate: Callable[[str], Any]) -> None:
+@pytest.mark.slow
+def test_many_forks() -> None:
     @zray.remote(max_retries=0)
     def breed(array: Any) -> list[int]:
         statuses = []

@@ -169,6 +169,5 @@ def test_shutdown_ends_the_futures_that_are_open(gate: Callable[[str], Gate]) ->
     never = gate("never")
     future = zray.remote(never.wait).remote().future()
     zray.shutdown()
-    with pytest.raises((concurrent.futures.CancelledError, Exception)) as raised:  # noqa: PT011 - cancelled or refused
+    with pytest.raises(concurrent.futures.CancelledError):
         future.result(10)
-    assert not isinstance(raised.value, concurrent.futures.TimeoutError)

@@ -28,7 +28,9 @@ law = settings(
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary(max_size=5000),
-    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(max_size=5), inner, max_size=5) | st.tuples(inner, inner),
+    lambda inner: (
+        st.lists(inner, max_size=5) | st.dictionaries(st.text(max_size=5), inner, max_size=5) | st.tuples(inner, inner)
+    ),
     max_leaves=20,
 )
 
@@ -70,7 +72,11 @@ def test_arrays_keep_type_shape_and_content(dtype: str, shape: list[int], order:
 
 
 @law
-@given(st.lists(st.tuples(st.integers(0, 1 << 30), st.integers(0, 1 << 30), st.sampled_from("+*-")), min_size=1, max_size=40))
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 1 << 30), st.integers(0, 1 << 30), st.sampled_from("+*-")), min_size=1, max_size=40
+    )
+)
 def test_a_random_graph_of_tasks_gives_what_plain_calls_give(steps: list[tuple[int, int, str]]) -> None:
     def apply(a: int, b: int, sign: str) -> int:
         return {"+": a + b, "*": a * b % 10007, "-": a - b}[sign]

@@ -12,6 +12,8 @@ from tests.helpers import Program
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+pytestmark = pytest.mark.slow
+
 
 def test_output_comes_before_get_returns(program: Callable[..., Program]) -> None:
     running = program(
@@ -196,7 +198,6 @@ print("end")
     assert running.err == ""
 
 
-@pytest.mark.slow
 def test_log_files_are_capped(program: Callable[..., Program]) -> None:
     running = program(
         """

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-def test_a_neighbour_that_is_killed_disturbs_nobody(zray_session: Callable[..., Any], program: Callable[..., Program]) -> None:
+def test_a_neighbour_that_is_killed_disturbs_nobody(
+    zray_session: Callable[..., Any], program: Callable[..., Program]
+) -> None:
     """Both in one runtime directory, as sessions of one user are."""
     running = program(
         """
@@ -48,7 +50,11 @@ time.sleep(1000)
     assert zray.kv.get("key") is None
     actor = zray.remote(Actor).options(name="actor").remote()
     assert zray.get(zray.get_actor("actor").name.remote()) == "mine"
-    sessions = lambda: [n for n in os.listdir(os.environ[RUNTIME]) if os.path.isdir(os.path.join(os.environ[RUNTIME], n))]  # noqa: E731
+
+    def sessions() -> list[str]:
+        root = os.environ[RUNTIME]
+        return [name for name in os.listdir(root) if os.path.isdir(os.path.join(root, name))]
+
     assert len(sessions()) == 2
     os.kill(running.pid, signal.SIGKILL)
     running.finish()
@@ -59,12 +65,16 @@ time.sleep(1000)
 
 def test_a_program_started_by_a_task_has_a_session_of_its_own(zray_session: Callable[..., Any]) -> None:
     zray_session()
-    source = "import zray; zray.init(num_cpus=1); print(zray.get(zray.remote(lambda: 41).remote()) + 1); zray.shutdown()"
+    source = (
+        "import zray; zray.init(num_cpus=1); print(zray.get(zray.remote(lambda: 41).remote()) + 1); zray.shutdown()"
+    )
 
     @zray.remote
     def start() -> str:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-        done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, env=environment, timeout=60)
+        done = subprocess.run(
+            [sys.executable, "-c", source], capture_output=True, text=True, env=environment, timeout=60
+        )
         return done.stdout + done.stderr
 
     assert zray.get(start.remote(), timeout=90) == "42\n"

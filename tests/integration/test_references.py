@@ -57,17 +57,43 @@ def test_many_at_once() -> None:
 
 
 def test_a_closure_of_a_remote_function() -> None:
+    def reader(ref: Any) -> Any:
+        @zray.remote
+        def read() -> int:
+            return int(zray.get(ref).nbytes)
+
+        return read
+
     ref = large()
     name = ref.hex()
-
-    @zray.remote
-    def read() -> int:
-        return int(zray.get(ref).nbytes)
-
+    read = reader(ref)
     assert zray.get(read.remote()) == 200_000
     del ref
-    assert zray.get(read.remote()) == 200_000
+    assert zray.get([read.remote() for _ in range(20)]) == [200_000] * 20
     assert exists(name)
+    last = read.remote()
+    del read
+    gc.collect()
+    assert zray.get(last) == 200_000
+    wait_gone(name, timeout=SOON)
+
+
+def test_a_closure_of_an_actor_class() -> None:
+    def reader(ref: Any) -> Any:
+        class Reader:
+            def read(self) -> int:
+                return int(zray.get(ref).nbytes)
+
+        return zray.remote(Reader)
+
+    ref = large()
+    name = ref.hex()
+    actor = reader(ref).remote()
+    del ref
+    gc.collect()
+    assert zray.get([actor.read.remote() for _ in range(5)]) == [200_000] * 5
+    del actor
+    wait_gone(name, timeout=10)
 
 
 def test_inside_another_object() -> None:

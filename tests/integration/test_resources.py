@@ -88,6 +88,7 @@ def test_what_is_available_follows(gate: Callable[[str], Gate]) -> None:
     wait_for(lambda: zray.available_resources() == before)
 
 
+@pytest.mark.slow
 def test_a_large_request_is_not_starved_by_small_ones(gate: Callable[[str], Gate], tally: Tally) -> None:
     stop = gate("stop")
 
@@ -195,7 +196,17 @@ def test_thread_limits_follow_num_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "OMP_NUM_THREADS" not in os.environ
 
 
-@pytest.mark.parametrize("options", [{"num_cpus": 5}, {"num_gpus": 3}, {"resources": {"licence": 3}}, {"memory": 5 << 30}, {"resources": {"none": 0.001}}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_cpus": 5},
+        {"num_gpus": 3},
+        {"resources": {"licence": 3}},
+        {"memory": 5 << 30},
+        {"resources": {"none": 0.001}},
+    ],
+    ids=str,
+)
 def test_what_never_fits_fails_within_a_second(options: dict[str, Any]) -> None:
     start = time.monotonic()
     with pytest.raises(TaskUnschedulableError) as raised:

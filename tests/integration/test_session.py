@@ -112,7 +112,10 @@ def test_bad_settings_are_refused_at_once(settings: dict[str, Any], error: type[
 
 def test_settings_of_ray_are_taken(zray_session: Callable[..., Any]) -> None:
     zray_session(
-        include_dashboard=False, logging_level="ERROR", _system_config={"task_retry_delay_ms": 1}, configure_logging=True
+        include_dashboard=False,
+        logging_level="ERROR",
+        _system_config={"task_retry_delay_ms": 1},
+        configure_logging=True,
     )
     assert zray.get(zray.put("x")) == "x"
 
@@ -162,7 +165,6 @@ def test_things_of_an_ended_session_say_so() -> None:
     zray.shutdown()
     # References that outlive every session are harmless.
     assert len(ref.hex()) == 32
-    del ref, handle, here
 
 
 def test_functions_and_classes_go_from_session_to_session() -> None:
@@ -344,8 +346,20 @@ def test_malformed_frames_are_counted_and_dropped(zray_session: Callable[..., An
 
     context = zray_session(num_cpus=1)
     assert zray.get(zray.remote(lambda: 1).remote()) == 1
-    frames = [b"", b"\x01", b"\xff\xff\xff", b"\x01\x05\x93", b"\x01\xc8abc", b"\x01\x06" + b"\x95" * 50, os.urandom(500)]
-    inboxes = [name for name in os.listdir(context["session_dir"]) if stat.S_ISSOCK(os.stat(f"{context['session_dir']}/{name}").st_mode)]
+    frames = [
+        b"",
+        b"\x01",
+        b"\xff\xff\xff",
+        b"\x01\x05\x93",
+        b"\x01\xc8abc",
+        b"\x01\x06" + b"\x95" * 50,
+        os.urandom(500),
+    ]
+    inboxes = [
+        name
+        for name in os.listdir(context["session_dir"])
+        if stat.S_ISSOCK(os.stat(f"{context['session_dir']}/{name}").st_mode)
+    ]
     assert len(inboxes) >= 2, inboxes
     with zmq.Context() as zeromq:
         for name in inboxes:
@@ -393,7 +407,9 @@ def test_calls_from_many_threads_of_the_driver(warm: None) -> None:
 
 
 def test_signals_of_the_driver_are_its_own(zray_session: Callable[..., Any]) -> None:
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD, signal.SIGUSR2)}
+    before = {
+        number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD, signal.SIGUSR2)
+    }
     zray_session()
     assert {number: signal.getsignal(number) for number in before} == before
 

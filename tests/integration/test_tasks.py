@@ -391,7 +391,7 @@ def test_remote_functions_travel_in_closures_and_arguments() -> None:
 
 
 def test_mistaken_use_of_the_decorator() -> None:
-    with pytest.raises(TypeError, match="parentheses|options"):
+    with pytest.raises(TypeError, match=r"parentheses|options"):
         zray.remote()
     with pytest.raises(TypeError, match="name"):
         zray.remote(1, 2)
