@@ -249,4 +249,4 @@ def test_queues_of_one_demand_take_turns() -> None:
     first = group.first()
     assert isinstance(first, TaskQueue)
     assert first.shape.name == "g"
-    assert group.count() == 1
+    assert group.count == 1

@@ -182,16 +182,22 @@ class Dispatcher:
     def _start_workers(self, now: float) -> None:
         """Start workers for tasks that would fit, but for which no worker is idle or being started."""
         node = self.node
-        room = node.ledger.copy()
-        spare = dict(node.pool.starting_for)
+        room: Ledger | None = None
+        spare: dict[tuple[int, Kind], int] = {}
         for job in sorted(node.jobs.waiting.values(), key=_turn):
-            for group in list(job.rotation):
-                wanted = min(group.count(), _LOOK_AHEAD)
-                while wanted and room.fits(group.demand):
-                    kind = _kind(group.demand, room)
-                    if not self._start_or_count(job, kind, group.demand, spare, now):
+            for group in job.rotation:
+                demand = group.demand
+                if room is None:
+                    if not node.ledger.fits(demand):
+                        continue
+                    room = node.ledger.copy()
+                    spare = dict(node.pool.starting_for)
+                wanted = min(group.count, _LOOK_AHEAD)
+                while wanted and room.fits(demand):
+                    kind = _kind(demand, room)
+                    if not self._start_or_count(job, kind, demand, spare, now):
                         break
-                    room.take(group.demand, kind[1])
+                    room.take(demand, kind[1])
                     wanted -= 1
         if len(node.jobs.jobs) > 1 or any(len(job.rotation) > 1 for job in node.jobs.waiting.values()):
             self._start_for_fairness(now)
@@ -207,7 +213,7 @@ class Dispatcher:
                 continue
             job.next_look = now + _LOOK_INTERVAL
             for group in list(job.rotation):
-                count = group.count()
+                count = group.count
                 kind = (group.demand.threads, node.ledger.emptiest_gpus(group.demand))
                 if count and node.pool.able(job, kind) < min(count, share) and node.make_room(job, kind, now):
                     node.start_worker(job, kind)
@@ -261,7 +267,7 @@ class Dispatcher:
         node = self.node
         found = [(actor.shape.demand, 1) for actor in list(node.actors.queued.values())[:_LOOK_AHEAD]]
         for job in node.jobs.waiting.values():
-            found.extend((group.demand, min(group.count(), _LOOK_AHEAD)) for group in job.rotation)
+            found.extend((group.demand, min(group.count, _LOOK_AHEAD)) for group in job.rotation)
         return found
 
     def _grant_leases(self, now: float) -> None:

@@ -52,7 +52,8 @@ class ShapeState:
         self.seen: int = 0
         """Run times that went into it."""
         self.newest_job: int = 0
-        """The newest job when it was last defined: none that came later relies on it without having defined it again."""
+        """The newest job when it was last defined: none that came later relies on it without having defined it
+        again."""
 
     def observe(self, micros: float, count: int) -> None:
         """Take `count` run times with this sum into the average."""
@@ -107,21 +108,16 @@ class TaskQueue:
 class DemandClass:
     """Queues of one job whose tasks have the same demand; they take turns."""
 
-    __slots__ = ("demand", "listed", "queues")
+    __slots__ = ("count", "demand", "listed", "queues")
 
     def __init__(self, demand: Demand) -> None:
         self.demand = demand
         self.queues: deque[TaskQueue] = deque()
         """Queues with tasks in them (and perhaps some that just ran empty)."""
+        self.count: int = 0
+        """Tasks in its queues."""
         self.listed = False
         """It stands in its job's rotation."""
-
-    def count(self) -> int:
-        """Tasks queued."""
-        total = 0
-        for queue in self.queues:
-            total += queue.count
-        return total
 
     def first(self) -> TaskQueue | None:
         """The queue whose turn it is; empty ones leave the rotation."""
@@ -179,6 +175,7 @@ class TaskTable:
         if queue.parked:
             return
         self.queued += count
+        queue.group.count += count
         job = queue.job
         if not job.queued:
             self.jobs.begins_to_wait(job)
@@ -194,6 +191,7 @@ class TaskTable:
         queue.count -= count
         if not queue.parked:
             self.queued -= count
+            queue.group.count -= count
             queue.job.queued -= count
             if not queue.job.queued:
                 self.jobs.waiting.pop(queue.job.number, None)
@@ -245,7 +243,8 @@ class TaskTable:
         self._grow(queue, 1)
 
     def offer(self, worker: Worker, specs: list[TaskSpec]) -> None:
-        """Queue copies of what this worker has, first and in their order, unless somebody who does not wait has a copy too."""
+        """Queue copies of what this worker has, first and in their order, unless somebody who does not wait has a copy
+        too."""
         for spec in reversed(specs):
             queue = worker.job.queues.get(spec.shape)
             if queue is not None and self._lies_behind_waiting(spec.id):
@@ -403,6 +402,11 @@ class TaskTable:
                 in_job += 0 if queue.parked else queue.count
                 busy = sum(worker.queue is queue for worker in workers)
                 assert queue.takers == busy, f"{queue} has {queue.takers} takers, but {busy} workers are busy with it"
+            for group in job.classes.values():
+                waiting_here = sum(queue.count for queue in group.queues)
+                assert group.count == waiting_here, (
+                    f"{group.count} tasks counted in a class of {job}, {waiting_here} queued"
+                )
             assert job.queued == in_job, f"{job} counts {job.queued}, its queues {in_job}"
             assert (job.number in self.jobs.waiting) == (in_job > 0), f"{job} waits in one book only"
             queued += in_job
