@@ -137,6 +137,8 @@ class Invariants:
             if kind == "ActorUnavailableError":
                 assert spec.max_task_retries >= 0, f"{name} failed though it may be retried for ever"
                 assert len(entry.claims) >= spec.max_task_retries, f"{name} failed before its retries were used"
+            elif kind == "TaskCancelledError":
+                assert self._was_cancelled(task), f"{name} was cancelled by nobody"
             elif kind in ("ActorDiedError", "ActorUnschedulableError"):
                 assert call.actor in node.killed_actors, f"{name} says that its actor is dead"
                 for_ever = spec.max_restarts < 0 and call.actor not in node.kills

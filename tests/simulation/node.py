@@ -227,12 +227,13 @@ class SimNode:
 
     def _cancel(self, message: wire.CancelTask) -> None:
         entry = self.store.entries.get(return_id(message.task, 0))
-        number = 0
+        number, begun = 0, True
         if entry is not None and entry.state != "SEALED":
+            begun = entry.state == "CLAIMED"
             for worker in self.workers.values():
                 if worker.handle in (entry.target, entry.claimant):
                     number = worker.number
-        self.tell(e.TaskCancel(message.task, message.force, message.recursive, number))
+        self.tell(e.TaskCancel(message.task, message.force, message.recursive, number, begun))
 
     # -- jobs ----------------------------------------------------------------------------------------------------------
 

@@ -92,7 +92,9 @@ class Canceller:
         is. One that nobody has claimed ends at once: whoever comes to it cannot claim it any more."""
         node = self.node
         if not begun:
-            node.out.append(actions.SealError(task, actions.UNKNOWN_RETURNS, "TaskCancelledError", {"task_id": task.hex()}))
+            node.out.append(
+                actions.SealError(task, actions.UNKNOWN_RETURNS, "TaskCancelledError", {"task_id": task.hex()})
+            )
             return
         worker = node.pool.workers.get(number)
         if worker is None or worker.state in (DYING, STOPPING):
