@@ -137,7 +137,9 @@ class Executor:
                     f"{shape.name} cannot be loaded in a worker: {type(error).__name__}: {error}. "
                     "A module it needs must be importable there"
                 ) from error
-            if not shape.function.endswith(HOLDS_REFERENCES):  # else the objects it names would live as long as this process
+            if not shape.function.endswith(
+                HOLDS_REFERENCES
+            ):  # else the objects it names would live as long as this process
                 self._functions[shape.function] = function
         return function
 

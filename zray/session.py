@@ -266,7 +266,9 @@ class Session:
 
     def _any_failed(self, refs: list[ObjectRef], end: int) -> bool:
         store = self.store
-        return any(store.done(refs[index]) and store.describe(refs[index])[2] & _store.KIND_ERROR_FLAG for index in range(end))
+        return any(
+            store.done(refs[index]) and store.describe(refs[index])[2] & _store.KIND_ERROR_FLAG for index in range(end)
+        )
 
     def _timeout_text(self, refs: Sequence[ObjectRef], timeout: float | None) -> str:
         missing = [ref for ref in refs if not self.store.done(ref)]
