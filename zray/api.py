@@ -483,7 +483,7 @@ def kill(actor: Any, *, no_restart: bool = True) -> None:
 
     if not isinstance(actor, ActorHandle):
         raise ValueError(f"zray.kill() takes an actor handle, not {_described(actor)}. To end a task use zray.cancel()")
-    current_session().tell(wire.KillActor(actor._zray_actor_id, no_restart))
+    submitter_of(current_session()).link(actor._zray_actor_id).kill(no_restart)
 
 
 def get_actor(name: str, namespace: str | None = None) -> NamedHandle:

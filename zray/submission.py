@@ -365,6 +365,7 @@ class ActorLink:
         "actor",
         "address",
         "incarnation",
+        "killed",
         "known_dead",
         "process",
         "sequence",
@@ -378,6 +379,8 @@ class ActorLink:
         self.session = submitter.session
         self.actor = actor
         self.incarnation = 0
+        self.killed = -1
+        """The incarnation that this process asked to be killed: calls to it go through the broker, behind that request."""
         self.address: ObjectRef | None = None
         self.worker = 0
         self.process = 0
@@ -451,6 +454,10 @@ class ActorLink:
     def _look_up(self) -> None:
         """See whether the current incarnation lives by now (or is known to be dead)."""
         store = self.session.store
+        if self.killed == self.incarnation:
+            if store.reference(_store.with_index(self.actor, self.incarnation + 2)) is not None:
+                self._died()
+            return
         if self.address is None:
             self.address = store.reference(_store.with_index(self.actor, self.incarnation + 1))
         if self.address is None or not store.done(self.address):
@@ -482,6 +489,13 @@ class ActorLink:
         self.sequence = 0
         self.address = None
         self._look_up()
+
+    def kill(self, no_restart: bool) -> None:
+        """Have the incarnation that this link knows killed; no later call of this process gets there before the request."""
+        with self.submitter.lock:
+            self.session.tell(wire.KillActor(self.actor, no_restart))
+            self.killed = self.incarnation
+            self.process = 0
 
     def dead_reason(self) -> BaseException | None:
         """The error that ended the actor for good, if it is known here."""

@@ -5,6 +5,7 @@ One method per action, found by its class. Neighbours: `actions` lists them, `se
 
 from __future__ import annotations
 
+import inspect
 import os
 import signal
 from typing import TYPE_CHECKING, Any
@@ -74,11 +75,11 @@ class Performer:
 
     def start_worker(self, action: a.StartWorker) -> None:
         broker = self.broker
-        job = broker.jobs[action.job]
+        spec = broker.job_specs[action.job]
         log_file = os.path.join(broker.config.directory, "logs", f"w{action.worker}.{action.job}")
         worker = broker.workers[action.worker] = WorkerProcess(action.worker, action.job, log_file)
-        session = broker.session_config(job.spec)
-        config = WorkerConfig(action.worker, session, job.spec, broker.fd, worker.fault_file)
+        session = broker.session_config(spec)
+        config = WorkerConfig(action.worker, session, spec, broker.fd, worker.fault_file)
         broker.forks.request(Fork(config, action.environment, log_file, action.title))
 
     def kill_worker(self, action: a.KillWorker) -> None:
@@ -161,9 +162,12 @@ class Performer:
             fields.setdefault("death", death)
         message = fields.pop("message", None)
         try:
+            if issubclass(cls, errors.ZrayError):
+                accepted = inspect.signature(cls).parameters
+                fields = {name: value for name, value in fields.items() if name in accepted}
             error = cls(message, **fields) if message is not None else cls(**fields)
         except TypeError:
-            error = cls(str(message or fields))
+            error = cls(str(message or kind))
         return failures.dump(failures.from_error(error))
 
     def _death(self, fields: dict[str, object]) -> errors.Death | None:

@@ -90,6 +90,8 @@ class Broker:
         self.poller.add(self.forks.fileno())
         self.node = bytes.fromhex(config.node)
         self.jobs: dict[int, Job] = {}
+        self.job_specs: dict[int, JobSpec] = {}
+        """Of ended jobs, too: their detached actors may be started again."""
         self.workers: dict[int, WorkerProcess] = {}
         self.shapes: dict[bytes, CallShape] = {}
         self.deaths: dict[object, Death] = {}
@@ -195,6 +197,7 @@ class Broker:
         except OSError:
             return
         self.jobs[number] = Job(spec, message.process, pidfd)
+        self.job_specs[number] = spec
         self.poller.add(pidfd)
         self.records.job_started(spec)
         self.tell(e.JobStarted(spec, message.process))
