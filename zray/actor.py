@@ -322,7 +322,7 @@ class ActorHandle(Generic[T_co]):
             shape = make_shape(ACTOR_METHOD, b"", title, given, name)
             if chosen is None:
                 link[2][name] = shape
-        refs = link[1].call(shape, args, kwargs, site, self._zray_max_pending)
+        refs = link[1].call(shape, args, kwargs, site, self._zray_life, self._zray_max_pending)
         if shape.num_returns == 1:
             return refs[0]
         return refs if shape.num_returns else None

@@ -391,11 +391,19 @@ class ActorLink:
         self._calls: list[msgspec.Raw] = []
 
     def call(
-        self, shape: CallShape, args: tuple[Any, ...], kwargs: dict[str, Any], site: str, max_pending: int = -1
+        self,
+        shape: CallShape,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        site: str,
+        life: ObjectRef,
+        max_pending: int = -1,
     ) -> list[ObjectRef]:
-        """Call a method; return the references of its results."""
+        """Call a method; return the references of its results. The pending result holds the actor's `life`: an actor has
+        no handles left only when it has no calls left, wherever they are on their way."""
         submitter, session = self.submitter, self.session
         call = pack_call(session, args, kwargs, shape.name)
+        held = [life] if call.refs is None else [*call.refs, life]
         context = session.current()
         task = _store.derive_id(context.task, next(context.children))
         with submitter.lock:
@@ -410,7 +418,7 @@ class ActorLink:
                 spec = TaskSpec(task, shape.key, call.stream, call.kind, call.dep_ids, call.borrowed, 0, self.sequence)
                 body = _encode(spec)
                 try:
-                    refs = [submitter._expect(_store.with_index(task, 1), self.process, call.refs, body, site)]
+                    refs = [submitter._expect(_store.with_index(task, 1), self.process, held, body, site)]
                 except _store.TargetGone:
                     self._died()
                     continue

@@ -416,6 +416,27 @@ def test_calls_already_made_run_although_the_handle_is_gone(counter: Any, tally:
     assert len(tally) == 52
 
 
+def test_handles_dropped_before_the_broker_has_heard_of_the_actor(counter: Any) -> None:
+    @zray.remote
+    def burst() -> list[Any]:
+        for i in range(50):
+            counter.remote(i)
+        return [counter.remote(5).increase.remote() for _ in range(5)]
+
+    assert zray.get(zray.get(burst.remote())) == [6] * 5
+    assert zray.get([counter.remote(i).increase.remote() for i in range(20)]) == list(range(1, 21))
+    wait_for(lambda: len(worker_pids()) <= 5, what="no actor lives on")
+
+
+def test_a_detached_actor_needs_no_handle_from_the_start(counter: Any) -> None:
+    for i in range(10):
+        counter.options(name=f"handleless-{i}", lifetime="detached").remote(i)
+    for i in range(10):
+        actor = zray.get_actor(f"handleless-{i}")
+        assert zray.get(actor.increase.remote()) == i + 1
+        zray.kill(actor)
+
+
 def test_exit_actor_ends_it_on_purpose(counter: Any) -> None:
     actor = counter.options(max_restarts=-1).remote()
     pid = zray.get(actor.pid.remote())
@@ -505,7 +526,7 @@ def test_an_actor_made_by_a_task_lives_on_with_its_handle(counter: Any) -> None:
     @zray.remote
     def make() -> Any:
         actor = counter.remote(10)
-        actor.increase.remote()
+        assert zray.get(actor.increase.remote()) == 11  # waited for: calls of different callers have no order
         return actor
 
     actor = zray.get(make.remote())

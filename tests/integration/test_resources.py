@@ -76,8 +76,10 @@ def test_tasks_that_need_no_cpu_are_not_held_up(gate: Callable[[str], Gate]) -> 
 
 def test_what_is_available_follows(gate: Callable[[str], Gate]) -> None:
     hold = gate("hold")
+    wait_for(
+        lambda: zray.available_resources().get("CPU") == 4
+    )  # the notice of an earlier task's end may be on its way
     before = zray.available_resources()
-    assert before["CPU"] == 4
     assert before["licence"] == 2
     ref = zray.remote(hold.wait).options(num_cpus=1.5, resources={"licence": 0.25}).remote()
     wait_for(lambda: zray.available_resources().get("CPU") == 2.5)

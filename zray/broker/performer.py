@@ -39,6 +39,8 @@ class Performer:
         self.addresses: dict[bytes, list[ObjectRef]] = {}
         """Address objects of each actor, one per incarnation; kept until the actor is forgotten."""
         self.arguments: dict[bytes, list[ObjectRef]] = {}
+        self.unreferenced: set[bytes] = set()
+        """Actors without handles that have not ended yet."""
         self.detached: dict[bytes, ObjectRef] = {}
         self.interrupts: list[a.InterruptTask] = []
         """Those whose worker has not yet taken an earlier one."""
@@ -243,26 +245,32 @@ class Performer:
             refs.append(self.store.expect(_store.with_index(actor, len(refs) + 1), 0, None, None, ""))
         return refs[incarnation]
 
-    def hold_arguments(self, spec: ActorSpec) -> None:
-        """Keep the arguments of a constructor for as long as the actor may be started again."""
+    def hold_for(self, spec: ActorSpec) -> None:
+        """Keep the arguments of a constructor for as long as the actor may be started again, and a detached actor without
+        any handle."""
         creation = spec.creation
         held = [ref for dep in (*creation.deps, *creation.borrowed) if (ref := self.store.reference(dep)) is not None]
         if held:
             self.arguments[creation.id] = held
+        if spec.detached and (life := self.store.reference(creation.id)) is not None:
+            self.detached[creation.id] = life
 
-    def forget_actor(self, actor: bytes) -> None:
-        """No handle is left anywhere: its address objects are of no use."""
+    def actor_unreferenced(self, actor: bytes) -> None:
+        """No handle and no call is left anywhere: once it is dead nobody will look at its address objects."""
+        if actor in self.broker.scheduler.node.actors.actors:
+            self.unreferenced.add(actor)
+        else:
+            self._forget_actor(actor)
+
+    def _forget_actor(self, actor: bytes) -> None:
         self.addresses.pop(actor, None)
         self.arguments.pop(actor, None)
+        self.unreferenced.discard(actor)
 
     def begin_actor(self, action: a.BeginActor) -> None:
         worker = self.broker.workers[action.worker]
         worker.actor = action.spec.creation.id
         self.expect_address(action.spec.creation.id, action.incarnation)
-        if action.spec.detached and action.spec.creation.id not in self.detached:
-            life = self.store.reference(action.spec.creation.id)
-            if life is not None:
-                self.detached[action.spec.creation.id] = life
         self._define(action.worker, [action.spec.creation.shape, *[call.shape for call in action.replay]])
         self._retarget(action.replay, worker.process)
         self._send(action.worker, wire.StartActor(action.spec, action.incarnation, action.replay))
@@ -294,6 +302,8 @@ class Performer:
             self._force(self.expect_address(action.actor, incarnation), data, _store.KIND_ERROR_FLAG, 0)
         self.detached.pop(action.actor, None)
         self.arguments.pop(action.actor, None)
+        if action.actor in self.unreferenced:
+            self._forget_actor(action.actor)
 
     def forward_calls(self, action: a.ForwardCalls) -> None:
         worker = self.broker.workers.get(action.worker)

@@ -277,29 +277,37 @@ class Broker:
     def _create_actor(self, message: wire.CreateActor) -> None:
         actor = message.spec.creation.id
         self.performer.expect_address(actor, 0)
-        self.performer.hold_arguments(message.spec)
         self.records.actor_requested(message.spec)
         self.tell(
             e.ActorRequested(message.process, message.spec, self._missing(message.spec.creation.deps), message.reply)
         )
+        if actor in self.scheduler.node.actors.actors:  # not when its name was taken
+            self.performer.hold_for(message.spec)
         for _, event in self._early.pop(actor, ()):
-            self.tell(event)
+            self._tell_of_actor(actor, event)
 
     def _actor_calls(self, message: wire.SubmitActorCalls) -> None:
         event = e.ActorCallsQueued(message.process, message.job, message.actor, message.incarnation, message.calls)
-        if not self._is_early(message.actor, event):
-            self.tell(event)
+        self._actor_event(message.actor, event)
 
     def _kill_actor(self, message: wire.KillActor) -> None:
-        event = e.ActorKill(message.actor, message.no_restart)
-        if not self._is_early(message.actor, event):
-            self.tell(event)
+        self._actor_event(message.actor, e.ActorKill(message.actor, message.no_restart))
+
+    def _actor_event(self, actor: bytes, event: e.Event) -> None:
+        """Tell the scheduler what concerns an actor, after the request for that actor."""
+        if not self._is_early(actor, event):
+            self._tell_of_actor(actor, event)
+
+    def _tell_of_actor(self, actor: bytes, event: e.Event) -> None:
+        self.tell(event)
+        if isinstance(event, e.ActorUnreferenced):
+            self.performer.actor_unreferenced(actor)
 
     def _is_early(self, actor: bytes, event: e.Event) -> bool:
         """Keep an event that overtook the request for its actor.
 
         A handle travels through the store, the request over the maker's own socket: whoever gets the handle may be heard
-        first. That the actor is to come shows in its pending address.
+        first, and the store may report that no handle is left. That the actor is to come shows in its pending address.
         """
         known = self.scheduler.node.actors
         if actor in known.actors or actor in known.dead:
@@ -314,7 +322,7 @@ class Broker:
         """Events whose actor never came (its maker died on the way) go their ordinary way."""
         for actor in [actor for actor, kept in self._early.items() if kept[0][0] <= now]:
             for _, event in self._early.pop(actor):
-                self.tell(event)
+                self._tell_of_actor(actor, event)
 
     def _cancel(self, message: wire.CancelTask) -> None:
         worker = self._executor_of(message.task)
@@ -433,8 +441,7 @@ class Broker:
 
     def _tick(self, now: float) -> None:
         while (actor := self.store.next_zombie()) is not None:
-            self.tell(e.ActorUnreferenced(actor))
-            self.performer.forget_actor(actor)
+            self._actor_event(actor, e.ActorUnreferenced(actor))
         if self.watched:
             self.look_again(list(self.watched))
         if self.performer.interrupts:
