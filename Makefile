@@ -27,7 +27,7 @@ SOURCES := setup.py $(shell find zray -name '*.pyx' -o -name '*.pxd' -o -name '*
 demo: build
 	$(BIN)/zray demo $(DEMO_ARGS)
 
-test: lint types ctest pytest
+test: lint types pytest
 
 pytest: build $(VENV)/.stamp-test $(VENV)/.stamp-torch
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
@@ -41,9 +41,9 @@ lint: $(VENV)/.stamp-test
 types: build $(VENV)/.stamp-test
 	$(BIN)/mypy
 
-# The C tests of the store bring their own Makefile: they compile the store alone, under sanitizers.
-ctest:
-	@if [ -f tests/store/Makefile ]; then $(MAKE) -C tests/store check; fi
+# They compile the store alone, under sanitizers; `pytest` runs them as well.
+ctest: build $(VENV)/.stamp-test
+	$(BIN)/python -m pytest tests/store
 
 soak: build $(VENV)/.stamp-test
 	$(BIN)/python -m pytest -m soak --timeout 0 $(PYTEST_ARGS)

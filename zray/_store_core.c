@@ -50,6 +50,7 @@ static int os_commit(int fd, uint64_t offset, uint64_t length);
 static void os_populate(void *data, uint64_t length);
 static int os_start_time(uint32_t pid, uint64_t *start_time);
 static uint32_t os_pid(void);
+static uint32_t os_cpus(void);
 static int os_sleep(uint32_t *word, uint32_t seen, int64_t ns);
 static void os_wake(uint32_t *word);
 static int64_t os_now(void);
@@ -74,6 +75,8 @@ static void os_advise(void *data, uint64_t size);
 #define CLASSES 28u
 #define RELEASE_BUDGET 1000          /* entries freed under one hold of the lock */
 #define SLICE_NS 100000000ll
+#define SPIN_NS 200000ll
+#define SPINNERS 32u
 #define SPINS 100
 #define OPEN_SIZE_BITS 40
 #define OPEN_SIZE_MASK ((1ull << OPEN_SIZE_BITS) - 1)
@@ -119,8 +122,10 @@ typedef struct {
     uint64_t free_granules;
 
     /* counters, for people */
-    _Alignas(64) uint64_t puts, gets, seals, deletes, claims, stale_seals, repairs, reaped, wakes, grows;
+    _Alignas(64) uint64_t puts, gets, seals, deletes, claims, stale_seals, repairs, reaped, wakes, grows, spins;
     _Alignas(64) uint64_t words[ZS_WORDS];
+
+    uint32_t spinners[SPINNERS];                         /* processes that wait without sleeping; names of the dead are overwritten */
 
     /* free blocks by size: class (power of two), then 32 equal parts */
     _Alignas(64) uint32_t class_map;
@@ -1190,6 +1195,7 @@ int zs_attach(zs_store *s, int fd) {
     s->mapped = size;
     s->fd = fd;
     s->pid = os_pid();
+    s->cpus = os_cpus();
     s->self = 0;
     os_advise(base + again.at_data, size - again.at_data);
     return ZS_OK;
@@ -2317,23 +2323,65 @@ static int wait_all(zs_store *s, zs_process *p, const waiting *w) {
     return rc;
 }
 
+/* A sleeper takes tens of microseconds to come back (the halted core, in a virtual machine its host, the scheduler): often longer than what it waits
+ * for. So whoever waits for one entry and last waited briefly looks at it for a while before it sleeps. At most one process for every two CPUs does
+ * so: those that it waits for need a core. */
+static _Thread_local int64_t last_wait_ns;
+
+/* Take one of the places of those who spin, or NULL. */
+static uint32_t *begin_spinning(zs_store *s) {
+    uint32_t places = s->cpus / 2 < SPINNERS ? s->cpus / 2 : SPINNERS;
+    for (uint32_t i = 0; i < places; i++) {
+        uint32_t *place = &head_of(s)->spinners[i], holder = LOAD(place);
+        if (holder && (current(s, holder) || FAULT(23))) continue;
+        if (__atomic_compare_exchange_n(place, &holder, s->self, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)) return place;
+    }
+    return NULL;
+}
+
+/* Look at the one wanted entry until it is done (1) or it is time to sleep (0). */
+static int spin(zs_store *s, zs_process *p, const waiting *w, int64_t began) {
+    int64_t end = began + SPIN_NS;
+    int found = 0;
+    if (w->deadline >= 0 && w->deadline < end) end = w->deadline;
+    uint32_t *place = begin_spinning(s);
+    if (!place) return 0;
+    CRASH_POINT();
+    do {
+        for (int i = 0; i < SPINS / 4; i++) pause_briefly();
+        found = is_done(seen_state(s, w->slots[0]));
+    } while (!found && !(w->stop_on_ring && LOAD(&p->rings) != w->rings) && os_now() < end);
+    STORE(place, 0u);
+    if (found) ADD(&head_of(s)->spins, 1);
+    return found;
+}
+
+static int wait_asleep(zs_store *s, zs_process *p, const waiting *w) {
+    int rc;
+    if (w->want == w->n) {
+        do rc = wait_all(s, p, w);    /* again when one was opened for a retry behind its back */
+        while (rc == ZS_OK && zs_count_done(s, w->slots, w->n) < w->n);
+    } else {
+        watch(s, w->slots, w->n, 1);
+        rc = sleep_for(s, p, w, w->slots, w->n, w->want);
+        watch(s, w->slots, w->n, -1);
+    }
+    return rc;
+}
+
 int zs_wait(zs_store *s, const uint32_t *slots, size_t n, size_t want, int64_t timeout_ns, int stop_on_ring, size_t *done) {
     zs_process *p = current(s, s->self);
-    waiting w = {slots, n, want > n ? n : want, timeout_ns < 0 ? -1 : 0, stop_on_ring, p ? LOAD(&p->rings) : 0};
+    waiting w = {slots, n, want, timeout_ns < 0 ? -1 : 0, stop_on_ring, p ? LOAD(&p->rings) : 0};
+    if (want > n && (n || !stop_on_ring)) w.want = n;    /* of nothing at all only a ring can be waited for */
     *done = zs_count_done(s, slots, n);
     if (*done >= w.want) return ZS_OK;
     if (timeout_ns == 0) return ZS_TIMEOUT;
     if (!p) return ZS_BAD_STATE;
-    if (timeout_ns > 0) w.deadline = os_now() + timeout_ns;
-    int rc;
-    if (w.want == n) {
-        do rc = wait_all(s, p, &w);    /* again when one was opened for a retry behind its back */
-        while (rc == ZS_OK && zs_count_done(s, slots, n) < n);
-    } else {
-        watch(s, slots, n, 1);
-        rc = sleep_for(s, p, &w, slots, n, w.want);
-        watch(s, slots, n, -1);
-    }
+    int64_t began = os_now();
+    if (timeout_ns > 0) w.deadline = began + timeout_ns;
+    int rc = ZS_OK, alone = n == 1 && w.want == 1;
+    if (!(alone && last_wait_ns < SPIN_NS && spin(s, p, &w, began))) rc = wait_asleep(s, p, &w);
+    if (alone) last_wait_ns = os_now() - began;
     *done = zs_count_done(s, slots, n);
     return rc == ZS_LAST || *done >= w.want ? ZS_OK : rc;
 }
@@ -2620,6 +2668,7 @@ int zs_stats(zs_store *s, zs_statistics *out) {
     out->reaped = h->reaped;
     out->wakes = h->wakes;
     out->grows = h->grows;
+    out->spins = h->spins;
     unlock(s);
     return ZS_OK;
 }
@@ -2936,6 +2985,12 @@ static void os_advise(void *data, uint64_t size) {
 }
 
 static uint32_t os_pid(void) { return (uint32_t)getpid(); }
+
+/* CPUs that this process may run on. */
+static uint32_t os_cpus(void) {
+    cpu_set_t set;
+    return sched_getaffinity(0, sizeof set, &set) == 0 ? (uint32_t)CPU_COUNT(&set) : 1;
+}
 
 /* Start time of a process that exists and has not exited (field 22 of its stat). A zombie has exited when no thread of it is left to run. */
 static int os_start_time(uint32_t pid, uint64_t *start_time) {

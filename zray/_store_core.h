@@ -42,6 +42,7 @@
  *   forgotten. An executor calls zs_claim(slot, attempt) before running: exactly one claimant wins, so a task may be offered to several workers.
  *
  * WAITING
+ *   A wait for one entry spins for up to 200 us when the thread's previous one was shorter than that, one process for every two CPUs at a time.
  *   Each process has one doorbell (a futex word in its record). zs_wait marks the caller's holds as watching, re-checks, and sleeps on the bell;
  *   sealing rings the bells of all watching holders. A sleeper wakes at least every 100 ms and checks that the broker is alive, so a sealer that died between
  *   state change and wake, or a dead broker, delays it by that much at most. Entries watched by the broker (zs_watch_broker) make zs_seal report
@@ -170,6 +171,7 @@ typedef struct {
     uint64_t mapped;
     int fd;
     uint32_t pid;
+    uint32_t cpus;               /* that this process may use: spinning before sleeping pays only with several */
     zs_proc self;
 } zs_store;
 
@@ -185,7 +187,7 @@ typedef struct {
 typedef struct {
     uint64_t capacity, committed, used, free_bytes, largest_free, high_water, inline_bytes;
     uint64_t entries, entry_limit, pending, open, sealed, spilled, zombies, holds, processes, pins;
-    uint64_t puts, gets, seals, deletes, claims, stale_seals, repairs, reaped, wakes, grows;
+    uint64_t puts, gets, seals, deletes, claims, stale_seals, repairs, reaped, wakes, grows, spins;
 } zs_statistics;
 
 /* ---- segment -------------------------------------------------------------------------------------------------------------- */

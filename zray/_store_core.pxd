@@ -95,7 +95,7 @@ cdef extern from "_store_core.h" nogil:
     ctypedef struct zs_statistics:
         uint64_t capacity, committed, used, free_bytes, largest_free, high_water, inline_bytes
         uint64_t entries, entry_limit, pending, open, sealed, spilled, zombies, holds, processes, pins
-        uint64_t puts, gets, seals, deletes, claims, stale_seals, repairs, reaped, wakes, grows
+        uint64_t puts, gets, seals, deletes, claims, stale_seals, repairs, reaped, wakes, grows, spins
 
     int zs_format(int fd, uint64_t data_capacity, uint32_t entry_limit)
     int zs_attach(zs_store *s, int fd)

@@ -810,6 +810,48 @@ static void test_wait_outcomes(void) {
     must_be_empty();
 }
 
+static void body_die_spinning(void) {
+    uint32_t slot = expect(2000000, 0, NULL, 0);
+    size_t done;
+    s.cpus = 2;
+    zs_crash_after(1);
+    OK(zs_wait(&s, &slot, 1, 1, -1, 0, &done));
+}
+
+enum { SHORT_WAITS = 20000 };
+
+static void *seal_at_once(void *unused) {
+    (void)unused;
+    for (uint32_t i = 0; zs_global_get(&s, 3) == 0; i++) {
+        uint32_t slot;
+        while (zs_global_get(&s, 0) < i + 1 && zs_global_get(&s, 3) == 0) sched_yield();
+        if (zs_claim(&s, id(i), 0, &slot) == ZS_OK) OK(zs_seal_inline(&s, slot, 0, "x", 1, 0, 0));
+    }
+    return NULL;
+}
+
+static void test_spin(void) {
+    pthread_t thread;
+    size_t done;
+    int status;
+    s.cpus = 2;    /* one place for those who spin; its holder dies */
+    zs_proc dead = in_child(body_die_spinning, &status);
+    MUST(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL);
+    OK(zs_reap(&s, dead));
+    OK(pthread_create(&thread, NULL, seal_at_once, NULL));
+    for (uint32_t i = 0; i < SHORT_WAITS && stats().spins == 0; i++) {
+        uint32_t slot = expect(i, 0, NULL, 0);
+        zs_global_add(&s, 0, 1);
+        OK(zs_wait(&s, &slot, 1, 1, -1, 0, &done));
+        MUST(done == 1);
+        OK(zs_release(&s, slot));
+    }
+    zs_global_add(&s, 3, 1);
+    OK(pthread_join(thread, NULL));
+    MUST(stats().spins > 0);
+    check();
+}
+
 static void *ring_later(void *unused) {
     (void)unused;
     while (zs_global_get(&s, 0) == 0) sched_yield();
@@ -825,7 +867,10 @@ static void test_ring(void) {
     uint32_t slot = expect(1, 0, NULL, 0);
     size_t done;
     OK(pthread_create(&thread, NULL, ring_later, NULL));
+    MUST(zs_wait(&s, NULL, 0, 1, 2000000, 1, &done) == ZS_TIMEOUT && done == 0);    /* only a ring ends a wait for nothing */
+    OK(zs_wait(&s, NULL, 0, 1, 0, 0, &done));
     zs_global_add(&s, 0, 1);
+    OK(zs_wait(&s, NULL, 0, 1, -1, 1, &done));
     OK(zs_wait(&s, &slot, 1, 1, -1, 1, &done));
     MUST(done == 0);
     zs_global_add(&s, 3, 1);
@@ -1178,7 +1223,7 @@ static const test tests[] = {
     TEST(pages_are_real), {"no_memory", test_no_memory, 8 << 20, 1000},
     {"interrupted_growth", test_interrupted_growth, 8 << 20, 1000}, {"without_fallocate", test_without_fallocate, 8 << 20, 1000}, {"many_entries", test_many_entries, 1 << 20, 40000}, TEST(put_and_drop),
     TEST(spilling), TEST(discard), TEST(task), TEST(large_result), TEST(many_results), TEST(retry), TEST(superseded_writer), TEST(broker_watch),
-    TEST(wake), TEST(wait_outcomes), TEST(ring), TEST(broker_gone), TEST(reap), TEST(fork), TEST(embryo_of_the_dead), TEST(register_pid),
+    TEST(wake), TEST(wait_outcomes), TEST(spin), TEST(ring), TEST(broker_gone), TEST(reap), TEST(fork), TEST(embryo_of_the_dead), TEST(register_pid),
     TEST(many_processes), TEST(life_objects), TEST(bad_segments), TEST(bad_arguments), TEST(every_crash_point),
 };
 

@@ -24,7 +24,14 @@ INLINE_MAX = 48
 
 
 class Handle(ctypes.Structure):
-    _fields_ = [("base", c_void_p), ("mapped", c_uint64), ("fd", c_int), ("pid", c_uint32), ("self", c_uint32)]
+    _fields_ = [
+        ("base", c_void_p),
+        ("mapped", c_uint64),
+        ("fd", c_int),
+        ("pid", c_uint32),
+        ("cpus", c_uint32),
+        ("self", c_uint32),
+    ]
 
 
 class View(ctypes.Structure):
@@ -43,7 +50,7 @@ class View(ctypes.Structure):
 _COUNTS = """
     capacity committed used free_bytes largest_free high_water inline_bytes
     entries entry_limit pending open sealed spilled zombies holds processes pins
-    puts gets seals deletes claims stale_seals repairs reaped wakes grows
+    puts gets seals deletes claims stale_seals repairs reaped wakes grows spins
 """
 
 

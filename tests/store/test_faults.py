@@ -35,6 +35,7 @@ FAULTS = {
     20: ("a retry keeps the attempt number", ["retry"]),
     21: ("freeing an object forgets what only it contained", ["contained"]),
     22: ("results may be expected of a process that was reaped", ["retry"]),
+    23: ("the place of a process that died while it spun is lost", ["spin"]),
 }
 
 
