@@ -77,6 +77,7 @@ class _Hooks:
     current_store: Store | None
     future: Callable[[ObjectRef], Future[Any]]
     awaiting: Callable[[ObjectRef], Awaitable[Any]]
+    exiting: bool
     load_file: Callable[[int, bytes], Any]
 
 hooks: Final[_Hooks]

@@ -39,6 +39,8 @@ cdef extern from *:
 
 import os as _os
 import pickle as _pickle
+import threading as _threading
+import time as _time
 from types import GenericAlias as _GenericAlias
 
 from zray import errors as _errors
@@ -197,10 +199,19 @@ class _Hooks:
     current_store = None
     future = None
     awaiting = None
+    exiting = False
+    """The interpreter ends."""
 
 
 _hooks = _Hooks()
 hooks = _hooks
+
+
+cdef keep_silent():
+    """Stop a daemon thread of the program that waits while the interpreter ends: what it waits for is being ended, and
+    that is no news."""
+    while _threading.current_thread() is not _threading.main_thread():
+        _time.sleep(1.0)
 
 
 def _restore(bytes id):
@@ -858,10 +869,14 @@ cdef class Store:
                 piece = SLICE_NS if left < 0 or left > SLICE_NS else left
                 with nogil:
                     code = zs_wait(&self.s, slots, n, want, piece, stop_on_ring, &done)
-                if code == ZS_BROKER_GONE:
-                    raise_code(code, "waiting")
+                if _hooks.exiting and not stop_on_ring:
+                    keep_silent()
                 if code == ZS_OK:
                     return done
+                if self.closed:
+                    raise _errors.ZrayUsageError("the zray session was shut down while this thread waited for an object")
+                if code == ZS_BROKER_GONE:
+                    raise_code(code, "waiting")
                 PyErr_CheckSignals()
                 if left >= 0:
                     left -= piece

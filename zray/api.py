@@ -191,7 +191,7 @@ def init(
         if log_to_driver:
             _tail = LogTail(os.path.join(started.directory, "logs"), session.job)
             session.after_get = _tail.drain
-        atexit.register(shutdown)
+        atexit.register(_shutdown_at_exit)
         return SessionContext(_facts(session))
 
 
@@ -300,7 +300,7 @@ def shutdown(_exiting_interpreter: bool = False) -> None:
         session, submitter, started = _session, _submitter, _node
         if session is None or session.worker:
             return
-        atexit.unregister(shutdown)
+        atexit.unregister(_shutdown_at_exit)
         if not session.closed and submitter is not None:
             try:
                 submitter.stop()
@@ -321,6 +321,11 @@ def shutdown(_exiting_interpreter: bool = False) -> None:
         if started is not None:
             started.stop()
         _session = _submitter = _watcher = _node = _tail = None
+
+
+def _shutdown_at_exit() -> None:
+    _store.hooks.exiting = True
+    shutdown()
 
 
 def _ended(*_: object) -> NoReturn:
@@ -595,7 +600,7 @@ def _after_fork_in_child() -> None:
     if session is None or session.closed:
         return
     session.store.fork_child(_embryo)
-    atexit.unregister(shutdown)
+    atexit.unregister(_shutdown_at_exit)
     child = Session(session.config, session.store)
     child.root.task = ids.task_id(session.current().task, os.getpid())
     _node = _tail = None

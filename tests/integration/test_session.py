@@ -375,6 +375,36 @@ def test_malformed_frames_are_counted_and_dropped(zray_session: Callable[..., An
     assert len(worker_pids()) == 1
 
 
+def test_a_thread_that_waits_learns_of_the_shutdown(program: Callable[..., Program]) -> None:
+    running = program(
+        """
+import threading
+zray.init(num_cpus=1)
+ref = zray.remote(time.sleep).remote(1000)
+ends = []
+def wait(how):
+    try:
+        how()
+        ends.append("returned")
+    except zray.exceptions.ZrayError as error:
+        ends.append(type(error).__name__)
+ways = [lambda: zray.get(ref), lambda: zray.get([ref, ref]), lambda: zray.get(ref, timeout=1000), lambda: zray.wait([ref])]
+threads = [threading.Thread(target=wait, args=(way,)) for way in ways]
+for thread in threads:
+    thread.start()
+while not zray.available_resources().get("CPU", 0) == 0:
+    pass
+zray.shutdown()
+for thread in threads:
+    thread.join()
+print("ends", *sorted(set(ends)))
+"""
+    )
+    assert set(running.wait_line("ends ").split()) <= {"TaskCancelledError", "ZrayUsageError", "returned"}
+    running.succeed()
+    running.wait_nothing_left()
+
+
 def test_calls_from_many_threads_of_the_driver(warm: None) -> None:
     @zray.remote
     def add(a: int, b: int) -> int:
