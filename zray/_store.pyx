@@ -467,24 +467,40 @@ cdef class Store:
 
     def orphans(self, uint32_t proc):
         """Return [(id, attempt, kept spec or None, claimed by proc, targeted at proc)] of pending results whose maker is that process."""
-        cdef uint32_t cursor = 0, slot = 0, size, attempt
+        cdef uint32_t cursor = 0, slot = 0
         cdef zs_proc target = 0, claimant = 0
         cdef list found = []
-        cdef bytearray room = bytearray(1 << 16)
-        cdef char *space
-        cdef int code
         while zs_next_orphan(&self.s, proc, &cursor, &slot) == ZS_OK:
-            while True:
-                space = room
-                size = <uint32_t>len(room)
-                attempt = 0
-                code = zs_spec(&self.s, slot, space, &size, &attempt)
-                if code != ZS_TOO_LARGE:
-                    break
-                room = bytearray(size + 64)
+            attempt, spec = self._kept_spec(slot)
             zs_makers(&self.s, slot, &target, &claimant)
-            found.append((self._id_of(slot), attempt, bytes(room[:size]) if code == ZS_OK else None, claimant == proc, target == proc))
+            found.append((self._id_of(slot), attempt, spec, claimant == proc, target == proc))
         return found
+
+    def made_by(self, uint32_t proc):
+        """Return [(id, attempt, kept spec or None, target)] of pending results that the process made and nobody has claimed."""
+        cdef uint32_t cursor = 0, slot = 0
+        cdef zs_proc target = 0, claimant = 0
+        cdef list found = []
+        while zs_next_made(&self.s, proc, &cursor, &slot) == ZS_OK:
+            attempt, spec = self._kept_spec(slot)
+            zs_makers(&self.s, slot, &target, &claimant)
+            found.append((self._id_of(slot), attempt, spec, target))
+        return found
+
+    cdef tuple _kept_spec(self, uint32_t slot):
+        """(attempt, spec or None) of a pending entry."""
+        cdef bytearray room = bytearray(1 << 14)
+        cdef char *space
+        cdef uint32_t size, attempt
+        cdef int code
+        while True:
+            space = room
+            size = <uint32_t>len(room)
+            attempt = 0
+            code = zs_spec(&self.s, slot, space, &size, &attempt)
+            if code != ZS_TOO_LARGE:
+                return attempt, bytes(room[:size]) if code == ZS_OK else None
+            room = bytearray(size + 64)
 
     def makers(self, ObjectRef ref):
         """Return (target, claimant) of a pending result: handles of the process that must make it and of the one that runs it (0: none)."""

@@ -1490,6 +1490,21 @@ int zs_next_orphan(zs_store *s, zs_proc proc, uint32_t *cursor, uint32_t *slot) 
     return ZS_LAST;
 }
 
+int zs_next_made(zs_store *s, zs_proc proc, uint32_t *cursor, uint32_t *slot) {
+    for (uint32_t i = *cursor ? *cursor : 1; i < LOAD(&head_of(s)->entry_bump); i++) {
+        zs_entry *e = entry_at(s, i);
+        if (LOAD(&e->state) != ZS_PENDING || e->writer != proc) continue;
+        lock(s);
+        int found = e->state == ZS_PENDING && e->writer == proc;
+        unlock(s);
+        if (!found) continue;
+        *cursor = i + 1;
+        *slot = i;
+        return ZS_OK;
+    }
+    return ZS_LAST;
+}
+
 uint64_t zs_word_get(zs_store *s, zs_proc proc, int word) {
     zs_process *p = current(s, proc);
     return p && word >= 0 && word < ZS_WORDS ? LOAD(&p->words[word]) : 0;
@@ -1890,6 +1905,7 @@ static int expect_locked(zs_store *s, const expectation *x, uint32_t *slot) {
     e->contained = x->n_deps;
     e->block = block;
     e->target = x->target;
+    e->writer = s->self;    /* while PENDING: who made the call */
     e->flags = x->flags & PUBLIC_FLAGS;
     publish(s, e, *slot, ZS_PENDING);
     hold_slots(s, x->deps, x->n_deps);
@@ -1912,7 +1928,7 @@ static inline int claimable(const zs_entry *e, uint32_t attempt) {
 }
 
 static inline void claim(zs_store *s, zs_entry *e) {
-    e->writer = s->self;    /* without meaning while PENDING */
+    e->writer = s->self;
     set_state(head_of(s), e, ZS_CLAIMED);
     head_of(s)->claims++;
 }

@@ -224,6 +224,8 @@ int zs_reap(zs_store *s, zs_proc proc);
 int zs_sweep(zs_store *s);
 /* Iterate PENDING/CLAIMED entries whose target (or claimant) is `proc`: *cursor starts at 0. ZS_OK with *slot (no reference taken), ZS_LAST. */
 int zs_next_orphan(zs_store *s, zs_proc proc, uint32_t *cursor, uint32_t *slot);
+/* The same over PENDING entries that the process made with zs_expect and nobody has claimed: the call may never have been sent. */
+int zs_next_made(zs_store *s, zs_proc proc, uint32_t *cursor, uint32_t *slot);
 /* Atomic words of a process record. */
 uint64_t zs_word_get(zs_store *s, zs_proc proc, int word);
 int zs_word_set(zs_store *s, zs_proc proc, int word, uint64_t value);

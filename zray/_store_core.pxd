@@ -111,6 +111,7 @@ cdef extern from "_store_core.h" nogil:
     int zs_alive(zs_store *s, zs_proc proc)
     int zs_reap(zs_store *s, zs_proc proc)
     int zs_sweep(zs_store *s)
+    int zs_next_made(zs_store *s, zs_proc proc, uint32_t *cursor, uint32_t *slot)
     int zs_next_orphan(zs_store *s, zs_proc proc, uint32_t *cursor, uint32_t *slot)
     uint64_t zs_word_get(zs_store *s, zs_proc proc, int word)
     int zs_word_set(zs_store *s, zs_proc proc, int word, uint64_t value)

@@ -273,6 +273,13 @@ class ExitWhenIdle(Message, frozen=True):
     reason: str
 
 
+class CallerGone(Message, frozen=True):
+    """Broker -> actor: this caller is dead, and all that it sent or left has been delivered before this; calls that were held
+    for an earlier one of it need not wait any more."""
+
+    process: int
+
+
 class Shutdown(Message, frozen=True):
     """Broker -> worker: end now."""
 
@@ -345,6 +352,7 @@ KINDS: Final[dict[int, type[Message]]] = {
     44: CallActor,
     45: ExitWhenIdle,
     46: Shutdown,
+    47: CallerGone,
 }
 
 _encode = msgspec.msgpack.Encoder().encode

@@ -146,6 +146,9 @@ class Worker:
         elif isinstance(message, wire.ExitWhenIdle):
             if self.actor is not None:
                 self.actor.exit_when_idle(self.queue)
+        elif isinstance(message, wire.CallerGone):
+            if self.actor is not None:
+                self.queue.extend(self.actor.order.gone(message.process))
         elif isinstance(message, wire.Shutdown):
             self._run_queue()
             self.leave(0)

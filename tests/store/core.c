@@ -618,6 +618,30 @@ static void body_claim_and_open(void) {
     zs_word_set(&s, s.self, 0, 1);
 }
 
+static void body_expect_three(void) {
+    expect(1, 0, NULL, 0);
+    expect(2, 0, NULL, 0);
+    expect(3, 0, NULL, 0);
+    claim(2, 0);
+}
+
+static void test_made_by_the_dead(void) {
+    uint32_t cursor = 0, slot, found, n = 0, attempt;
+    expect(4, 0, NULL, 0);
+    zs_proc dead = in_child(body_expect_three, NULL);
+    MUST(zs_sweep(&s) == 1);
+    for (; zs_next_made(&s, dead, &cursor, &slot) == ZS_OK; n++) {
+        OK(zs_reference(&s, id(n ? 3 : 1), &found));    /* 2 is claimed: its call has been received */
+        MUST(found == slot);
+    }
+    MUST(n == 2);
+    OK(zs_retry(&s, slot, 0, &attempt));    /* now somebody sees to it */
+    cursor = n = 0;
+    while (zs_next_made(&s, dead, &cursor, &slot) == ZS_OK) n++;
+    MUST(n == 1);
+    check();
+}
+
 static void test_retry(void) {
     uint32_t arg = put(9, 100), slot = expect(1, 0, &arg, 1), attempt, got, n = 0, cursor = 0, size = 16;
     uint8_t *data, spec[16];
@@ -1222,7 +1246,7 @@ static const test tests[] = {
     {"allocator", test_allocator, 1 << 20, 5000}, {"full", test_full, (8 << 20) + 4096, 5000}, {"whole_capacity", test_whole_capacity, 40 << 20, 100},
     TEST(pages_are_real), {"no_memory", test_no_memory, 8 << 20, 1000},
     {"interrupted_growth", test_interrupted_growth, 8 << 20, 1000}, {"without_fallocate", test_without_fallocate, 8 << 20, 1000}, {"many_entries", test_many_entries, 1 << 20, 40000}, TEST(put_and_drop),
-    TEST(spilling), TEST(discard), TEST(task), TEST(large_result), TEST(many_results), TEST(retry), TEST(superseded_writer), TEST(broker_watch),
+    TEST(spilling), TEST(discard), TEST(task), TEST(large_result), TEST(many_results), TEST(retry), TEST(made_by_the_dead), TEST(superseded_writer), TEST(broker_watch),
     TEST(wake), TEST(wait_outcomes), TEST(spin), TEST(ring), TEST(broker_gone), TEST(reap), TEST(fork), TEST(embryo_of_the_dead), TEST(register_pid),
     TEST(many_processes), TEST(life_objects), TEST(bad_segments), TEST(bad_arguments), TEST(every_crash_point),
 };

@@ -47,6 +47,7 @@ EXAMPLES: list[wire.Message] = [
     wire.CallActor(1, 0, [SPEC]),
     wire.ExitWhenIdle("no handles"),
     wire.Shutdown("bye"),
+    wire.CallerGone(7),
 ]
 
 

@@ -366,6 +366,17 @@ class ActorTable:
             actor.verdict = verdict
         self._free_name(actor)
 
+    def keeps(self, key: bytes) -> bool:
+        """Whether `key` is an actor that lives or is to live, or a call that is kept here for one."""
+        if key in self.actors:
+            return True
+        for actor in self.actors.values():
+            if any(spec.id == key for spec in actor.replay):
+                return True
+            if any(spec.id == key for waiting in actor.held.values() for _, calls in waiting for spec in calls):
+                return True
+        return False
+
     def wanted(self, actor: ActorRecord) -> bool:
         """Has it calls to answer that are kept here?"""
         return bool(actor.held or actor.replay)

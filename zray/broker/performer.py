@@ -313,6 +313,19 @@ class Performer:
         self._retarget(action.calls, worker.process)
         self._send(action.worker, wire.CallActor(action.process, action.incarnation, action.calls))
 
+    def send_again(self, caller: int, target: int, calls: list[TaskSpec]) -> None:
+        """Send the unclaimed calls of a dead caller to the living process they were meant for: they may never have left."""
+        number = next((n for n, w in self.broker.workers.items() if w.process == target), 0)
+        if not number:
+            return
+        actor = self.broker.scheduler.node.actors.actors.get(self.broker.workers[number].actor)
+        self._define(number, [call.shape for call in calls])
+        if actor is None:
+            self._send(number, wire.RunTasks(calls))
+        else:
+            self._send(number, wire.CallActor(caller, actor.incarnation, calls))
+            self._send(number, wire.CallerGone(caller))
+
     def end_actor(self, action: a.EndActor) -> None:
         self._send(action.worker, wire.ExitWhenIdle(action.reason))
 

@@ -143,6 +143,10 @@ class Scheduler:
             node.tasks.home or node.actors.actors or node.leases.leased or node.leases.draining or node.pool.starting
         )
 
+    def keeps(self, key: bytes) -> bool:
+        """Whether a task, a call or an actor with this id is in the books: what becomes of it will be told."""
+        return key in self.node.tasks.home or self.node.actors.keeps(key)
+
     def story(self, key: bytes) -> list[str]:
         """Return what is remembered of a task or actor (with `config.debug`), oldest first."""
         return [] if self.node.story is None else self.node.story.of(key)

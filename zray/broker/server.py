@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from zray import _store, wire
+from zray.broker import actions as a
 from zray.broker import events as e
 from zray.broker import status
 from zray.broker.performer import Performer
@@ -33,6 +34,7 @@ from zray.broker.processes import (
 )
 from zray.broker.records import Records
 from zray.broker.scheduler import Scheduler, SchedulerConfig
+from zray.broker.unsent import MadeResult, UnsentCalls, sort_out
 from zray.object_store import ObjectStore
 from zray.session import KIND_REPLY, SessionConfig
 from zray.task import TaskSpec
@@ -51,6 +53,9 @@ _IDLE_TICK_S: Final = 0.25
 _SWEEP_S: Final = 1.0
 _EARLY_S: Final = 5.0
 """Seconds that calls of an actor nobody has asked for yet are kept."""
+_NEVER_SENT: Final = (
+    "The process that made the call for this object died before the call had left it: nobody can make the value."
+)
 _FRAMES_PER_ROUND: Final = 256
 _DEATHS_KEPT: Final = 1000
 _TOUCH_FROM: Final = 4 << 20
@@ -100,6 +105,7 @@ class Broker:
         self.malformed = 0
         self.running = True
         self._jobs_seen = 0
+        self.unsent = UnsentCalls()
         self._early: dict[bytes, list[tuple[float, e.Event]]] = {}
         self._by_pid: dict[int, int] = {}
         self._warned: set[tuple[int, str]] = set()
@@ -147,6 +153,8 @@ class Broker:
                 has_messages, descriptors = self.poller.wait(int(wait * 1000) + 1)
                 if has_messages:
                     self._serve_inbox()
+                elif self.unsent:
+                    self._settle_unsent()
                 if descriptors:
                     self._serve_descriptors(descriptors)
                 now = time.monotonic()
@@ -397,6 +405,7 @@ class Broker:
         if worker.process:
             self.store.reap(worker.process)
             orphans, bare, claimed = self._orphans(worker.process)
+            self.unsent.died(worker.process, claimed, time.monotonic())
             self.tell(e.ProcessGone(worker.process))
         self.tell(e.WorkerExited(number, report.status, oom, orphans, bare, claimed))
         if worker.outbox is not None:
@@ -423,6 +432,34 @@ class Broker:
                 bare.append(object_id)
         bare = [object_id for object_id in bare if _store.with_index(object_id, 0) not in specs]
         return sorted(specs.values(), key=lambda spec: spec.sequence), bare, list(claimed)
+
+    def _settle_unsent(self) -> None:
+        """See to the calls of processes that died a while ago. The inbox is empty: all that they had sent has been heard."""
+        for process in self.unsent.due(time.monotonic(), self._is_unfinished):
+            made: list[MadeResult] = []
+            for object_id, attempt, body, target in self.store.made_by(process):
+                spec = _decode_spec(body) if body else None
+                if spec is not None:
+                    spec.attempt = attempt
+                made.append(MadeResult(object_id, _store.with_index(object_id, 0), target, spec))
+            verdict = sort_out(made, self._knows, self.store.alive)
+            for target, calls in verdict.resend.items():
+                self.performer.send_again(process, target, calls)
+            if verdict.lost:
+                self.performer.seal_entries(a.SealEntries(verdict.lost, "OwnerDiedError", {"message": _NEVER_SENT}))
+
+    def _is_unfinished(self, task: bytes) -> bool:
+        ref = self.store.reference(_store.with_index(task, 1))
+        return ref is not None and not self.store.done(ref)
+
+    def _knows(self, key: bytes) -> bool:
+        return self.scheduler.keeps(key) or any(
+            spec.id == key
+            for kept in self._early.values()
+            for _, event in kept
+            if isinstance(event, e.ActorCallsQueued)
+            for spec in event.calls
+        )
 
     def _killed_for_memory(self, report: Exited) -> bool:
         """Whether the kernel killed it: the count of such kills in this control group has grown."""

@@ -1,0 +1,58 @@
+"""What becomes of calls that a dead process made and may not have sent."""
+
+from __future__ import annotations
+
+from zray.broker.unsent import GRACE, MadeResult, UnsentCalls, sort_out
+from zray.task import TaskSpec
+
+A, B, C = (bytes([n]) * 16 for n in (1, 2, 3))
+
+
+def call(task: bytes, sequence: int) -> TaskSpec:
+    return TaskSpec(task, b"s" * 16, sequence=sequence)
+
+
+def made(task: bytes, target: int = 0, spec: TaskSpec | None = None) -> MadeResult:
+    return MadeResult(task[:12] + b"\1\0\0\0", task, target, spec)
+
+
+def test_nothing_is_looked_at_before_all_was_heard() -> None:
+    unsent = UnsentCalls()
+    assert not unsent
+    unsent.died(7, [], 100.0)
+    assert unsent
+    assert unsent.due(100.0, lambda _: False) == []
+    assert unsent.due(100.0 + GRACE, lambda _: False) == [7]
+    assert not unsent
+    assert unsent.due(1000.0, lambda _: False) == []
+
+
+def test_who_ran_something_that_runs_again_waits_for_it() -> None:
+    unsent = UnsentCalls()
+    running = {A}
+    unsent.died(7, [A, B], 0.0)
+    unsent.died(8, [B], 0.0)
+    assert unsent.due(GRACE, running.__contains__) == [8]
+    assert unsent.due(GRACE + 0.1, running.__contains__) == []
+    running.clear()
+    assert unsent.due(GRACE + 0.1, running.__contains__) == [], "it is asked again a second later"
+    assert unsent.due(2 * GRACE + 0.1, running.__contains__) == [7]
+
+
+def test_what_the_broker_never_heard_of_is_lost() -> None:
+    verdict = sort_out([made(A), made(B), made(C, 0, call(C, 1))], {B}.__contains__, lambda _: True)
+    assert verdict.lost == [made(A).id, made(C).id]
+    assert not verdict.resend
+
+
+def test_straight_calls_go_again_in_their_order() -> None:
+    results = [made(A, 5, call(A, 2)), made(B, 5, call(B, 1)), made(C, 6, call(C, 9)), made(C, 6)]
+    verdict = sort_out(results, lambda _: False, lambda _: True)
+    assert {target: [spec.id for spec in calls] for target, calls in verdict.resend.items()} == {5: [B, A], 6: [C]}
+    assert not verdict.lost
+
+
+def test_what_was_expected_of_another_dead_process_is_not_touched() -> None:
+    verdict = sort_out([made(A, 5, call(A, 1)), made(B, 5)], lambda _: False, lambda _: False)
+    assert not verdict.resend
+    assert not verdict.lost
