@@ -178,7 +178,7 @@ class ActorClass(Generic[T_co]):
         call = pack_call(session, args, kwargs, self._name)
         if code is not None:
             call = call.holding(code)
-        actor = session.next_task_id(session.current())
+        actor = session.current().next_child_id()
         name = chosen.get("name") or ""
         namespace = chosen.get("namespace") or session.config.namespace
         concurrency = chosen.get("max_concurrency")

@@ -18,7 +18,7 @@ from zray import node as nodes_
 from zray.futures import ResultWatcher
 from zray.log_tail import LogTail
 from zray.object_store import ObjectRef, Store
-from zray.session import Session, SessionConfig
+from zray.session import RUNNING, Session, SessionConfig
 from zray.submission import Submitter
 from zray.task import ActorSpec, JobSpec
 
@@ -602,7 +602,8 @@ def _after_fork_in_child() -> None:
     session.store.fork_child(_embryo)
     atexit.unregister(_shutdown_at_exit)
     child = Session(session.config, session.store)
-    child.root.task = ids.task_id(session.current().task, os.getpid())
+    child.root = session.current().in_forked_child()
+    RUNNING.set(child.root)
     _node = _tail = None
     attach(child, Submitter(child))
 

@@ -10,6 +10,10 @@ Layout: 12 unique bytes, then a 4-byte little-endian *index*. On hot paths an id
     index 1 .. 0x7fffffff      the task's return values: return i (0-based) has index i + 1
     index 0x80000000 | n       the n-th value the task has put
 
+A run of a task numbers its children from 1 (`task_id`) and its puts from 1. A run that is not the first derives all of them
+from `task_id(task, RERUN | attempt)` instead of the task's own id, and a run's puts from the 2**31st on from
+`task_id(..., FURTHER_PUTS | n >> 31)`.
+
 The mix. `task_id(parent, counter)` is the first 12 bytes of MurmurHash3_x64_128 with seed 0 (Austin Appleby's
 public-domain function) over the 24 bytes `parent (16) + counter (8, little-endian)`, followed by four zero bytes.
 Spelled out, with all arithmetic modulo 2**64, `rotl` a 64-bit left rotation, p0 and p1 the parent's two little-endian
@@ -41,6 +45,8 @@ NIL: Final = bytes(ID_SIZE)
 PUT_BIT: Final = 0x8000_0000
 MAX_RETURNS: Final = PUT_BIT - 1
 MAX_PUTS: Final = PUT_BIT
+RERUN: Final = 1 << 63
+FURTHER_PUTS: Final = 1 << 62
 
 _TASK_SUFFIX = bytes(4)
 _RETURN_SUFFIXES = tuple(i.to_bytes(4, "little") for i in range(1, 65))

@@ -53,7 +53,7 @@ class SessionConfig(msgspec.Struct, frozen=True):
 class TaskContext:
     """The task (or driver program) that the current thread runs: parent of what it submits and puts."""
 
-    __slots__ = ("actor", "attempt", "children", "depth", "name", "puts", "resources", "task")
+    __slots__ = ("actor", "attempt", "children", "name", "origin", "puts", "resources", "task")
 
     def __init__(
         self, task: bytes, name: str = "", attempt: int = 0, actor: bytes = b"", resources: bytes = b""
@@ -63,8 +63,29 @@ class TaskContext:
         self.attempt = attempt
         self.actor = actor
         self.resources = resources
+        self.origin = task if attempt == 0 else _store.derive_id(task, ids.RERUN | attempt)
+        """What the ids of its tasks, actors and puts are derived from. Each run has its own: results of an earlier run may still
+        be held by others, and a program that draws random numbers or looks at the clock does something else each time."""
         self.children = itertools.count(1)
         self.puts = itertools.count(1)
+
+    def in_forked_child(self) -> TaskContext:
+        """The same task, as a process that it forked goes on with it: with ids of its own."""
+        context = TaskContext(self.task, self.name, self.attempt, self.actor, self.resources)
+        context.origin = ids.random_id()
+        return context
+
+    def next_child_id(self) -> bytes:
+        """Return the id of the next task or actor that it makes."""
+        return _store.derive_id(self.origin, next(self.children))
+
+    def next_put_id(self) -> bytes:
+        """Return the id of the next value that it puts."""
+        n = next(self.puts)
+        if n < ids.MAX_PUTS:
+            return _store.with_index(self.origin, ids.PUT_BIT | n)
+        further = _store.derive_id(self.origin, ids.FURTHER_PUTS | n // ids.MAX_PUTS)
+        return _store.with_index(further, ids.PUT_BIT | n % ids.MAX_PUTS)
 
 
 RUNNING: Final[contextvars.ContextVar[TaskContext | None]] = contextvars.ContextVar("zray_task", default=None)
@@ -85,7 +106,9 @@ class Session:
         self.broker: Outbox = self.context.outbox(ipc_endpoint(config.directory, "b"))
         self.lock = threading.RLock()
         """Guards the sockets and all that is packed for them."""
-        self.root = TaskContext(config.job_id)
+        self.root = TaskContext(ids.random_id() if worker else config.job_id)
+        """What threads count to that no task runs in: the program of a driver, the process of a worker, an actor's constructor."""
+        self._replies = TaskContext(ids.random_id())
         self.peers: dict[int, Outbox] = {}
         self.job = config.job
         self.closed = False
@@ -106,12 +129,8 @@ class Session:
         """The task the calling thread or coroutine runs; threads that user code started count to the process's root task."""
         return RUNNING.get() or self.root
 
-    def next_task_id(self, context: TaskContext) -> bytes:
-        return _store.derive_id(context.task, next(context.children))
-
     def next_put_id(self) -> bytes:
-        context = self.current()
-        return _store.with_index(context.task, 0x80000000 | next(context.puts))
+        return self.current().next_put_id()
 
     # -- messages -----------------------------------------------------------------------------------------------------
 
@@ -142,7 +161,7 @@ class Session:
 
     def expect_reply(self) -> ObjectRef:
         """Make the pending object that a request names as its reply."""
-        return self.store.expect(self.next_put_id(), 0, None, None, "")
+        return self.store.expect(self._replies.next_put_id(), 0, None, None, "")
 
     def request(self, make: Callable[[bytes], wire.Message], timeout: float = 60.0) -> bytes:
         """Send a message that names a reply, wait for it, return its bytes; raise the error it carries. timeout in seconds."""

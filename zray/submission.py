@@ -149,7 +149,7 @@ class Submitter:
         if code is not None:
             call = call.holding(code)
         context = session.current()
-        task = _store.derive_id(context.task, next(context.children))
+        task = context.next_child_id()
         spec = TaskSpec(task, shape.key, call.stream, call.kind, call.dep_ids, call.borrowed)
         with self.lock:
             use = self._uses.get(shape.key)
@@ -405,7 +405,7 @@ class ActorLink:
         call = pack_call(session, args, kwargs, shape.name)
         held = [life] if call.refs is None else [*call.refs, life]
         context = session.current()
-        task = _store.derive_id(context.task, next(context.children))
+        task = context.next_child_id()
         with submitter.lock:
             if not self.process and self.known_dead is None:
                 self._look_up()

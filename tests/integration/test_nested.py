@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -207,3 +208,31 @@ def test_submitting_many_from_within_does_not_block_the_worker() -> None:
         return sum(zray.get(refs))
 
     assert zray.get(parent.remote(), timeout=90) == sum(range(20_000))
+
+
+def test_threads_of_tasks_and_drivers_never_share_ids(warm: None) -> None:
+    """A thread that user code started counts to its process, and each process makes ids of its own."""
+
+    @zray.remote
+    def same(x: Any) -> Any:
+        return x
+
+    @zray.remote
+    def threads(which: str) -> list[Any]:
+        found: list[Any] = []
+
+        def work() -> None:
+            put = [zray.put((which, i)) for i in range(5)]
+            made = [same.remote((which, "made", i)) for i in range(5)]
+            found.extend(zray.get([*put, *made]))
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+        return found
+
+    own = [zray.put(("driver", i)) for i in range(5)]
+    own += [same.remote(("driver", "made", i)) for i in range(5)]
+    for which, found in zip("abcd", zray.get([threads.remote(which) for which in "abcd"]), strict=True):
+        assert found == [(which, i) for i in range(5)] + [(which, "made", i) for i in range(5)]
+    assert zray.get(own) == [("driver", i) for i in range(5)] + [("driver", "made", i) for i in range(5)]

@@ -16,27 +16,17 @@ def made(task: bytes, target: int = 0, spec: TaskSpec | None = None) -> MadeResu
     return MadeResult(task[:12] + b"\1\0\0\0", task, target, spec)
 
 
-def test_nothing_is_looked_at_before_all_was_heard() -> None:
+def test_each_death_is_looked_at_once_when_all_was_heard() -> None:
     unsent = UnsentCalls()
     assert not unsent
-    unsent.died(7, [], 100.0)
-    assert unsent
-    assert unsent.due(100.0, lambda _: False) == []
-    assert unsent.due(100.0 + GRACE, lambda _: False) == [7]
+    unsent.died(7, 100.0)
+    unsent.died(8, 100.5)
+    assert len(unsent) == 2
+    assert unsent.due(100.5) == []
+    assert unsent.due(100.0 + GRACE) == [7]
+    assert unsent.due(200.0) == [8]
     assert not unsent
-    assert unsent.due(1000.0, lambda _: False) == []
-
-
-def test_who_ran_something_that_runs_again_waits_for_it() -> None:
-    unsent = UnsentCalls()
-    running = {A}
-    unsent.died(7, [A, B], 0.0)
-    unsent.died(8, [B], 0.0)
-    assert unsent.due(GRACE, running.__contains__) == [8]
-    assert unsent.due(GRACE + 0.1, running.__contains__) == []
-    running.clear()
-    assert unsent.due(GRACE + 0.1, running.__contains__) == [], "it is asked again a second later"
-    assert unsent.due(2 * GRACE + 0.1, running.__contains__) == [7]
+    assert unsent.due(1000.0) == []
 
 
 def test_what_the_broker_never_heard_of_is_lost() -> None:

@@ -405,7 +405,7 @@ class Broker:
         if worker.process:
             self.store.reap(worker.process)
             orphans, bare, claimed = self._orphans(worker.process)
-            self.unsent.died(worker.process, claimed, time.monotonic())
+            self.unsent.died(worker.process, time.monotonic())
             self.tell(e.ProcessGone(worker.process))
         self.tell(e.WorkerExited(number, report.status, oom, orphans, bare, claimed))
         if worker.outbox is not None:
@@ -435,7 +435,7 @@ class Broker:
 
     def _settle_unsent(self) -> None:
         """See to the calls of processes that died a while ago. The inbox is empty: all that they had sent has been heard."""
-        for process in self.unsent.due(time.monotonic(), self._is_unfinished):
+        for process in self.unsent.due(time.monotonic()):
             made: list[MadeResult] = []
             for object_id, attempt, body, target in self.store.made_by(process):
                 spec = _decode_spec(body) if body else None
@@ -447,10 +447,6 @@ class Broker:
                 self.performer.send_again(process, target, calls)
             if verdict.lost:
                 self.performer.seal_entries(a.SealEntries(verdict.lost, "OwnerDiedError", {"message": _NEVER_SENT}))
-
-    def _is_unfinished(self, task: bytes) -> bool:
-        ref = self.store.reference(_store.with_index(task, 1))
-        return ref is not None and not self.store.done(ref)
 
     def _knows(self, key: bytes) -> bool:
         return self.scheduler.keeps(key) or any(

@@ -8,8 +8,8 @@ becomes of each. Does not cover calls that their executor took with it when it d
   store keeps: whether it had arrived does not matter, because only one delivery can claim the result.
 - A result that nobody knows how to make is lost: it is sealed as an error.
 
-Nothing is decided before all that the dead had sent must have been heard, and before what it was running has ended
-elsewhere: a task that runs again makes the same calls, with the same ids.
+Nothing is decided before all that the dead had sent must have been heard. A task that runs again makes calls of its own,
+with ids of their own (`zray.ids`): it needs nothing of what the dead had made.
 """
 
 from __future__ import annotations
@@ -23,14 +23,7 @@ if TYPE_CHECKING:
     from zray.task import TaskSpec
 
 GRACE: Final = 1.0
-"""Seconds from a death to the first look; and from one look to the next while what the dead was running runs again."""
-
-
-@dataclass(slots=True)
-class _Estate:
-    process: int
-    running: list[bytes]
-    due: float
+"""Seconds from a death to the look at what it left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,31 +50,23 @@ class Verdict:
 class UnsentCalls:
     """Who has died lately, and when to look at what it left."""
 
-    __slots__ = ("_estates",)
+    __slots__ = ("_dead",)
 
     def __init__(self) -> None:
-        self._estates: list[_Estate] = []
+        self._dead: list[tuple[float, int]] = []
+        """When each is due, and which; the first first."""
 
     def __len__(self) -> int:
-        return len(self._estates)
+        return len(self._dead)
 
-    def died(self, process: int, running: list[bytes], now: float) -> None:
-        """A process is dead (confirmed). `running`: the calls it had claimed."""
-        self._estates.append(_Estate(process, running, now + GRACE))
+    def died(self, process: int, now: float) -> None:
+        """A process is dead (confirmed)."""
+        self._dead.append((now + GRACE, process))
 
-    def due(self, now: float, unfinished: Callable[[bytes], bool]) -> list[int]:
-        """Return the processes to look at now; those whose calls are `unfinished` elsewhere wait."""
-        ripe: list[int] = []
-        kept: list[_Estate] = []
-        for estate in self._estates:
-            if estate.due > now:
-                kept.append(estate)
-            elif any(unfinished(task) for task in estate.running):
-                estate.due = now + GRACE
-                kept.append(estate)
-            else:
-                ripe.append(estate.process)
-        self._estates = kept
+    def due(self, now: float) -> list[int]:
+        """Return the processes to look at now, once."""
+        ripe = [process for due, process in self._dead if due <= now]
+        del self._dead[: len(ripe)]
         return ripe
 
 
