@@ -96,11 +96,12 @@ class Outbox:
 class Inbox:
     """A ROUTER that only receives. Not thread-safe."""
 
-    __slots__ = ("_recv", "malformed", "socket", "timeout_ms")
+    __slots__ = ("_more", "_recv", "malformed", "socket", "timeout_ms")
 
     def __init__(self, socket: zmq.Socket[bytes]) -> None:
         self.socket = socket
         self._recv = socket.recv
+        self._more = socket.getsockopt
         self.malformed = 0
         self.timeout_ms = -1
 
@@ -116,18 +117,17 @@ class Inbox:
         return self._next(zmq.DONTWAIT)
 
     def _next(self, flags: int) -> bytes | None:
+        receive, more = self._recv, self._more
         while True:
             try:
-                self._recv(flags)
+                receive(flags)  # whose it is; what was sent follows
             except zmq.Again:
                 return None
-            frames = 0
-            frame = b""
-            while self.socket.getsockopt(zmq.RCVMORE):
-                frame = self._recv()
-                frames += 1
-            if frames == 1:
+            frame = receive()
+            if not more(zmq.RCVMORE):
                 return frame
+            while more(zmq.RCVMORE):
+                receive()
             self.malformed += 1
 
     def fileno(self) -> int:
