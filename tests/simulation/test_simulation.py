@@ -8,8 +8,9 @@ import pytest
 from tests.simulation.scenario import Scenario
 
 CI_SEEDS = 300
-SOAK_SEEDS = 100_000
 BLOCK = 25
+SOAK_SEEDS = 100_000
+SOAK_BLOCK = 10_000
 
 
 def run_seeds(first: int, count: int) -> None:
@@ -33,8 +34,9 @@ def test_random_nodes(block: int, pytestconfig: pytest.Config) -> None:
 
 @pytest.mark.soak
 @pytest.mark.timeout(0)
-def test_many_random_nodes(pytestconfig: pytest.Config) -> None:
-    run_seeds(CI_SEEDS, int(pytestconfig.getoption("--seeds", default=None) or SOAK_SEEDS))
+@pytest.mark.parametrize("block", range(SOAK_SEEDS // SOAK_BLOCK))
+def test_many_random_nodes(block: int) -> None:
+    run_seeds(CI_SEEDS + block * SOAK_BLOCK, SOAK_BLOCK)
 
 
 def test_the_same_seed_gives_the_same_story() -> None:
