@@ -483,12 +483,15 @@ def kill(actor: Any, *, no_restart: bool = True) -> None:
 
     Raises:
         ValueError: not a handle of an actor.
+        ZrayUsageError: a handle of a session that has ended.
     """
     from zray.actor import ActorHandle
 
     if not isinstance(actor, ActorHandle):
         raise ValueError(f"zray.kill() takes an actor handle, not {_described(actor)}. To end a task use zray.cancel()")
-    submitter_of(current_session()).link(actor._zray_actor_id).kill(no_restart)
+    session = current_session()
+    session.store.done(actor._zray_life)  # refuses what another session made
+    submitter_of(session).link(actor._zray_actor_id).kill(no_restart)
 
 
 def get_actor(name: str, namespace: str | None = None) -> NamedHandle:

@@ -156,11 +156,11 @@ def test_things_of_an_ended_session_say_so() -> None:
         lambda: zray.remote(lambda x: x).remote(ref),
         lambda: zray.get(zray.put([ref])),
         lambda: ref.future().result(5),
+        lambda: handle.one.remote(),
+        lambda: zray.kill(handle),
     ):
         with pytest.raises(exceptions.ZrayUsageError, match=r"session that has ended"):
             use()
-    with pytest.raises(exceptions.ZrayError):
-        zray.get(handle.one.remote(), timeout=5)
     assert zray.get(here) == 7
     zray.shutdown()
     # References that outlive every session are harmless.
