@@ -9,11 +9,11 @@ A handle holds a reference to the actor's *life object*, wherever it is copied; 
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Any, Generic, NoReturn
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, NoReturn
 
 from zray import _store, api, errors, options, resources, signatures, wire
 from zray.actor_runtime import is_asynchronous
-from zray.call_signature import signature_of
+from zray.call_signature import Signature, signature_of
 from zray.execution import ActorExitRequested
 from zray.remote_function import call_site, export_code, make_shape
 from zray.submission import pack_call
@@ -105,6 +105,18 @@ class Actor(signatures.ActorBase):
         __zray_terminate__: ActorMethod
 
 
+class _Prepared(NamedTuple):
+    """What a session must know of an actor class, and what a process knows of it."""
+
+    session: Session
+    shape: CallShape
+    code: ObjectRef | None
+    signature: Signature
+    methods: dict[str, int]
+    """Public methods and their num_returns."""
+    is_async: bool
+
+
 class ActorClass(Generic[T_co]):
     """A class whose instances are actors: `C.remote(...)` makes one and returns its handle at once."""
 
@@ -114,10 +126,7 @@ class ActorClass(Generic[T_co]):
         self._cls = cls
         self._options = chosen
         self._name = cls.__name__
-        self._signature = signature_of(cls.__init__, skip_first=True)
-        self._methods = _method_table(cls)
-        self._is_async = is_asynchronous(cls)
-        self._prepared: tuple[Session, CallShape, ObjectRef | None] | None = None
+        self._prepared: _Prepared | None = None
         self.__name__ = cls.__name__
         self.__qualname__ = cls.__qualname__
         self.__module__ = cls.__module__
@@ -159,6 +168,19 @@ class ActorClass(Generic[T_co]):
         """Lazy graphs are not part of this version."""
         raise NotImplementedError("lazy graphs (bind) are not available yet; call .remote()")
 
+    def _prepare(self) -> _Prepared:
+        # Not when it is made: while a class that names itself is being unpickled, it has no methods yet.
+        session, cls = api.current_session(), self._cls
+        function, code = export_code(session, cls, self._name, "actor class")
+        return _Prepared(
+            session,
+            make_shape(ACTOR_CREATION, function, self._name, self._options),
+            code,
+            signature_of(cls.__init__, skip_first=True),
+            _method_table(cls),
+            is_asynchronous(cls),
+        )
+
     def remote(self, *args: Any, **kwargs: Any) -> ActorHandle[T_co]:
         """Make an actor. Errors of the constructor appear when its methods are called.
 
@@ -167,12 +189,10 @@ class ActorClass(Generic[T_co]):
             SerializationError: an argument cannot be pickled.
         """
         prepared = self._prepared
-        if prepared is None or prepared[0].closed:
-            session = api.current_session()
-            function, code = export_code(session, self._cls, self._name, "actor class")
-            prepared = self._prepared = session, make_shape(ACTOR_CREATION, function, self._name, self._options), code
-        session, shape, code = prepared
-        self._signature.check(args, kwargs, self._name)
+        if prepared is None or prepared.session.closed:
+            prepared = self._prepared = self._prepare()
+        session, shape, code, methods = prepared.session, prepared.shape, prepared.code, prepared.methods
+        prepared.signature.check(args, kwargs, self._name)
         chosen = self._options
         submitter = api.submitter_of(session)
         call = pack_call(session, args, kwargs, self._name)
@@ -190,13 +210,13 @@ class ActorClass(Generic[T_co]):
             detached=chosen.get("lifetime") == "detached",
             max_restarts=chosen.get("max_restarts") or 0,
             max_task_retries=chosen.get("max_task_retries") or 0,
-            max_concurrency=concurrency if concurrency is not None else (1000 if self._is_async else 1),
+            max_concurrency=concurrency if concurrency is not None else (1000 if prepared.is_async else 1),
             max_pending_calls=chosen.get("max_pending_calls") or -1,
             running_resources=resources.pack(options.resources_of(chosen, actor=True, running=True)),
-            is_async=self._is_async,
+            is_async=prepared.is_async,
             get_if_exists=bool(chosen.get("get_if_exists")),
             class_name=self._name,
-            methods=self._methods,
+            methods=methods,
         )
         life = session.store.put_life(actor, b"")
         # The address object holds the constructor's arguments until the actor lives; the broker holds them for restarts.
@@ -214,8 +234,8 @@ class ActorClass(Generic[T_co]):
             if found != actor:
                 other = session.store.reference(found)
                 if other is not None:
-                    return ActorHandle(found, other, self._name, self._methods, spec.max_pending_calls)
-        return ActorHandle(actor, life, self._name, self._methods, spec.max_pending_calls)
+                    return ActorHandle(found, other, self._name, methods, spec.max_pending_calls)
+        return ActorHandle(actor, life, self._name, methods, spec.max_pending_calls)
 
 
 def wire_bytes(data: bytes) -> bytes:

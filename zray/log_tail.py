@@ -49,6 +49,8 @@ class LogTail:
                 return
             for name in sorted(names):
                 self._drain_file(name)
+            if len(self._files) > 2 * len(names):  # the broker removes the files of workers that ended long ago
+                self._files = {name: self._files[name] for name in names}
 
     def _drain_file(self, name: str) -> None:
         state = self._files.setdefault(name, _File())

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, TypeVar, cast
 import msgspec
 
 from zray import api, options, resources, serialization, signatures
-from zray.call_signature import signature_of
+from zray.call_signature import Signature, signature_of
 from zray.task import ACTOR_CREATION, ACTOR_METHOD, TASK, CallShape
 
 if TYPE_CHECKING:
@@ -93,8 +93,7 @@ class RemoteFunction(Generic[P, R_co]):
         self._function = function
         self._options = chosen
         self._name = str(chosen.get("name") or getattr(function, "__name__", type(function).__name__))
-        self._signature = signature_of(function)
-        self._prepared: tuple[Session, CallShape, ObjectRef | None] | None = None
+        self._prepared: tuple[Session, CallShape, ObjectRef | None, Signature] | None = None
         functools.update_wrapper(cast("Any", self), function, updated=())
 
     if not TYPE_CHECKING:  # so that checkers refuse direct calls, too
@@ -111,10 +110,12 @@ class RemoteFunction(Generic[P, R_co]):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["function"], state["options"])  # type: ignore[misc]
 
-    def _prepare(self) -> tuple[Session, CallShape, ObjectRef | None]:
+    def _prepare(self) -> tuple[Session, CallShape, ObjectRef | None, Signature]:
+        # Not when it is made: while a function that names itself is being unpickled, it has no defaults yet.
         session = api.current_session()
         function, code = export_code(session, self._function, self._name, "function")
-        self._prepared = session, make_shape(TASK, function, self._name, self._options), code
+        shape = make_shape(TASK, function, self._name, self._options)
+        self._prepared = session, shape, code, signature_of(self._function)
         return self._prepared
 
     @signatures.task_call
@@ -130,8 +131,8 @@ class RemoteFunction(Generic[P, R_co]):
         prepared = self._prepared
         if prepared is None or prepared[0].closed:
             prepared = self._prepare()
-        session, shape, code = prepared
-        self._signature.check(args, kwargs, self._name)
+        session, shape, code, signature = prepared
+        signature.check(args, kwargs, self._name)
         refs = api.submitter_of(session).submit(shape, args, kwargs, call_site(1), code)
         if shape.num_returns == 1:
             return refs[0]
@@ -146,7 +147,7 @@ class RemoteFunction(Generic[P, R_co]):
         prepared = self._prepared
         if prepared is None or prepared[0].closed:
             prepared = self._prepare()
-        session, shape, code = prepared
+        session, shape, code, _ = prepared
         if shape.num_returns != 1:
             raise ValueError("map needs num_returns=1")
         submit, site = api.submitter_of(session).submit, call_site(1)

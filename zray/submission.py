@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -39,6 +40,8 @@ _ARGS_INLINE: Final = 16 << 10
 _CALM_CALLS: Final = 2
 """Consecutive calls whose predecessor had finished, after which a lease is asked for."""
 _FLUSH_DELAY_S: Final = 0.0005
+_LINKS_UNSWEPT: Final = 16
+"""New connections to actors after which those to dead ones are looked for."""
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -120,7 +123,11 @@ class Submitter:
     def __init__(self, session: Session) -> None:
         self.session = session
         self.lock = session.lock
-        self.links: dict[bytes, ActorLink] = {}
+        self._links: weakref.WeakValueDictionary[bytes, ActorLink] = weakref.WeakValueDictionary()
+        """All there are: an actor's calls are numbered, so it has one link at a time."""
+        self._links_in_use: dict[bytes, ActorLink] = {}
+        """Those that must outlive the handles here: their actor lives, or may yet, and knows the numbers of this process."""
+        self._links_swept_at = _LINKS_UNSWEPT
         self._uses: dict[bytes, _ShapeUse] = {}
         self._tasks: list[TaskSpec] = []
         self._parent = b""
@@ -295,10 +302,18 @@ class Submitter:
     def link(self, actor: bytes) -> ActorLink:
         """The connection to an actor; made when first asked for."""
         with self.lock:
-            link = self.links.get(actor)
+            link = self._links.get(actor)
             if link is None:
-                link = self.links[actor] = ActorLink(self, actor)
+                link = self._links[actor] = ActorLink(self, actor)
+                self.use_link(link)
             return link
+
+    def use_link(self, link: ActorLink) -> None:
+        """Keep a link; now and then let go of those whose actor is gone, with their connections."""
+        self._links_in_use[link.actor] = link
+        if len(self._links_in_use) >= self._links_swept_at:
+            self._links_in_use = {actor: one for actor, one in [*self._links_in_use.items()] if not one.is_over()}
+            self._links_swept_at = 2 * len(self._links_in_use) + _LINKS_UNSWEPT
 
     def define_at_broker(self, shape: CallShape) -> None:
         """Make sure the broker knows a shape (callers hold the lock)."""
@@ -361,6 +376,7 @@ class ActorLink:
     """This process's connection to one actor, through all its incarnations. Methods are called with the submitter's lock held."""
 
     __slots__ = (
+        "__weakref__",
         "_calls",
         "actor",
         "address",
@@ -483,6 +499,7 @@ class ActorLink:
         address = reply_value(bytes(found[2]), wire.ActorAddress)
         if store.alive(address.process):
             self.worker, self.process = address.worker, address.process
+            self.submitter._links_in_use[self.actor] = self
         else:
             self._died()
 
@@ -497,6 +514,14 @@ class ActorLink:
         self.sequence = 0
         self.address = None
         self._look_up()
+
+    def is_over(self) -> bool:
+        """Whether nobody would miss this link but the handles that have it: nothing was sent to a process that lives or may yet."""
+        if not self.process and self.known_dead is None:
+            self._look_up()
+        if self.process and not self.session.store.alive(self.process):
+            self._died()
+        return not self.process and not self._calls and (self.sequence == 0 or self.known_dead is not None)
 
     def kill(self, no_restart: bool) -> None:
         """Have the incarnation that this link knows killed; no later call of this process gets there before the request."""

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import zray
-from tests.helpers import SLACK, alive, query, state_of, stop, wait_for, worker_pids
+from tests.helpers import SLACK, Program, alive, query, state_of, stop, wait_for, worker_pids
 from zray import exceptions
 
 if TYPE_CHECKING:
@@ -435,6 +435,47 @@ def test_a_detached_actor_needs_no_handle_from_the_start(counter: Any) -> None:
         actor = zray.get_actor(f"handleless-{i}")
         assert zray.get(actor.increase.remote()) == i + 1
         zray.kill(actor)
+
+
+@pytest.mark.slow
+def test_short_lived_actors_leave_nothing_behind(counter: Any) -> None:
+    for i in range(150):
+        actor = counter.remote(i)
+        assert zray.get(actor.increase.remote()) == i + 1
+        del actor
+    wait_for(lambda: len(worker_pids()) <= 5)
+    session = zray.api.current_session()
+    assert len(session.peers) <= 40, "connections to actors that are gone"
+    assert len(query("objects")) <= 100, "addresses of actors that are gone"
+    logs = os.path.join(session.config.directory, "logs")
+    wait_for(lambda: len(os.listdir(logs)) <= 3 * 110, what="only the latest logs are kept")
+
+
+def test_an_actor_class_that_names_itself(program: Callable[..., Program]) -> None:
+    running = program(
+        """
+import asyncio
+zray.init(num_cpus=1)
+@zray.remote(num_cpus=0)
+class Node:
+    def __init__(self, depth=0):
+        self.child = Node.remote(depth - 1) if depth else None
+    def depth(self):
+        return 1 + zray.get(self.child.depth.remote()) if self.child else 0
+@zray.remote(num_cpus=0)
+class Later:
+    async def again(self):
+        return Later.remote()
+@zray.remote(num_cpus=0)
+def down(n, step=1, *, least=0):
+    return 1 + zray.get(down.remote(n - step)) if n > least else 0
+print("depths", zray.get(Node.remote(3).depth.remote()), zray.get(down.remote(3)))
+print("later", type(zray.get(zray.get(Later.remote().again.remote()).again.remote())).__name__)
+"""
+    )
+    assert running.wait_line("depths ") == "3 3"
+    assert running.wait_line("later ") == "ActorHandle"
+    running.succeed()
 
 
 def test_exit_actor_ends_it_on_purpose(counter: Any) -> None:

@@ -6,6 +6,7 @@ channel; `server` turns reports into events.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -44,6 +45,13 @@ class WorkerProcess:
     @property
     def fault_file(self) -> str:
         return self.log_file + ".fault"
+
+
+def remove_logs(log_file: str) -> None:
+    """Remove the files of a worker that has ended."""
+    for suffix in (".out", ".err", ".fault"):
+        with contextlib.suppress(OSError):
+            os.unlink(log_file + suffix)
 
 
 class ForkChannel:

@@ -6,6 +6,7 @@ node. Does not cover what is decided (`scheduler`), how actions are carried out 
 
 from __future__ import annotations
 
+import collections
 import os
 import resource
 import shutil
@@ -31,6 +32,7 @@ from zray.broker.processes import (
     death_of,
     kernel_oom_kills,
     kill_group,
+    remove_logs,
 )
 from zray.broker.records import Records
 from zray.broker.scheduler import Scheduler, SchedulerConfig
@@ -58,6 +60,8 @@ _NEVER_SENT: Final = (
 )
 _FRAMES_PER_ROUND: Final = 256
 _DEATHS_KEPT: Final = 1000
+_LOGS_KEPT: Final = 100
+"""Workers that have ended whose log files are kept; drivers have printed what is in older ones."""
 _TOUCH_FROM: Final = 4 << 20
 _TOUCH_AHEAD: Final = 256 << 20
 _TOUCH_PIECE: Final = 16 << 20
@@ -106,6 +110,7 @@ class Broker:
         self.running = True
         self._jobs_seen = 0
         self.unsent = UnsentCalls()
+        self._ended_logs: collections.deque[str] = collections.deque()
         self._early: dict[bytes, list[tuple[float, e.Event]]] = {}
         self._by_pid: dict[int, int] = {}
         self._warned: set[tuple[int, str]] = set()
@@ -399,6 +404,9 @@ class Broker:
         self.deaths[number] = death_of(worker, report, oom, self.config.node[:8])
         if len(self.deaths) > _DEATHS_KEPT:
             del self.deaths[next(iter(self.deaths))]
+        self._ended_logs.append(worker.log_file)
+        if len(self._ended_logs) > _LOGS_KEPT:
+            remove_logs(self._ended_logs.popleft())
         claimed: list[bytes] = []
         orphans: list[TaskSpec] = []
         bare: list[bytes] = []
