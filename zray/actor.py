@@ -15,7 +15,7 @@ from zray import _store, api, errors, options, resources, signatures, wire
 from zray.actor_runtime import is_asynchronous
 from zray.call_signature import Signature, signature_of
 from zray.execution import ActorExitRequested
-from zray.remote_function import call_site, export_code, make_shape
+from zray.remote_function import Code, call_site, make_shape
 from zray.submission import pack_call
 from zray.task import ACTOR_CREATION, ACTOR_METHOD, ActorSpec, CallShape, TaskSpec
 
@@ -120,12 +120,13 @@ class _Prepared(NamedTuple):
 class ActorClass(Generic[T_co]):
     """A class whose instances are actors: `C.remote(...)` makes one and returns its handle at once."""
 
-    def __init__(self, cls: type[T_co], chosen: dict[str, Any]) -> None:
+    def __init__(self, cls: type[T_co], chosen: dict[str, Any], code: Code | None = None) -> None:
         if not inspect.isclass(cls):
             raise TypeError(f"an actor class must be a class, not {type(cls).__name__}")
         self._cls = cls
         self._options = chosen
         self._name = cls.__name__
+        self._code = Code(cls, cls.__name__, "actor class") if code is None else code
         self._prepared: _Prepared | None = None
         self.__name__ = cls.__name__
         self.__qualname__ = cls.__qualname__
@@ -155,9 +156,7 @@ class ActorClass(Generic[T_co]):
 
     def options(self, **changes: Any) -> ActorClass[T_co]:
         """Return the same class with other options; see `zray.remote`. Raises ValueError or TypeError for bad ones."""
-        made = ActorClass(self._cls, options.resolve("actor", changes, self._options))
-        made._prepared = None
-        return made
+        return ActorClass(self._cls, options.resolve("actor", changes, self._options), self._code)
 
     def _remote(self, args: Any = (), kwargs: Any = None, **changes: Any) -> Any:
         """`.options(**changes).remote(*args, **kwargs)`, under the name that programs written for Ray use."""
@@ -171,7 +170,7 @@ class ActorClass(Generic[T_co]):
     def _prepare(self) -> _Prepared:
         # Not when it is made: while a class that names itself is being unpickled, it has no methods yet.
         session, cls = api.current_session(), self._cls
-        function, code = export_code(session, cls, self._name, "actor class")
+        function, code = self._code.exported_in(session)
         return _Prepared(
             session,
             make_shape(ACTOR_CREATION, function, self._name, self._options),

@@ -14,6 +14,7 @@ import asyncio
 import inspect
 import queue
 import threading
+import time
 from typing import TYPE_CHECKING, Any, Final
 
 from zray import api, errors, failures, wire
@@ -48,6 +49,8 @@ class ActorHost:
         self._state_lock = threading.Lock()
         self._coroutines: dict[int, tuple[asyncio.AbstractEventLoop, asyncio.Task[None]]] = {}
         """Asynchronous calls under way, by the word that names them in a cancellation."""
+        self._starting: set[int] = set()
+        """Words of asynchronous calls that are claimed, or about to be, and have not made their first step."""
 
     # -- birth --------------------------------------------------------------------------------------------------------
 
@@ -82,7 +85,7 @@ class ActorHost:
                 actor_id=creation.id.hex(), class_name=shape.name, creation_error=failures.rebuild(record)
             )
             packed = failures.dump(failures.from_error(died))
-            session.tell(wire.ActorFailed(self.worker.config.number, creation.id, packed))
+            session.tell_last(wire.ActorFailed(self.worker.config.number, creation.id, packed))
             executor.leave(0)
         finally:
             RUNNING.reset(token)
@@ -111,7 +114,7 @@ class ActorHost:
 
     def leave(self) -> None:
         """End the process, announced."""
-        self.worker.session.tell(wire.ActorExit(self.worker.config.number, self.spec.creation.id))
+        self.worker.session.tell_last(wire.ActorExit(self.worker.config.number, self.spec.creation.id))
         self.executor.leave(0)
 
     # -- not serial ---------------------------------------------------------------------------------------------------
@@ -152,6 +155,8 @@ class ActorHost:
                 return
             with self._state_lock:
                 self._running += 1
+            while executor.ending:  # the process will be gone in a moment, and what it did not begin with it
+                time.sleep(1.0)
             try:
                 executor.run(spec, self.instance)
             finally:
@@ -166,8 +171,14 @@ class ActorHost:
 
         def start_some() -> None:
             while waiting and len(under_way) < limit:
-                call = self.executor.claim(waiting.popleft())
-                if call is not None:
+                spec = waiting.popleft()
+                word = word_of(spec.id)
+                self._starting.add(word)
+                call = self.executor.claim(spec)
+                if call is None:
+                    self._starting.discard(word)
+                    self.executor.interrupted.discard(word)
+                else:
                     task = loop.create_task(self._run_async(call))
                     under_way.add(task)
                     task.add_done_callback(finished)
@@ -197,15 +208,21 @@ class ActorHost:
         if found is not None:
             self.executor.interrupted.add(word)
             found[0].call_soon_threadsafe(found[1].cancel)
+        elif word in self._starting:
+            # Cancelled before its first step a coroutine would never run, and its result never be sealed.
+            self.executor.interrupted.add(word)
 
     async def _run_async(self, call: Claimed) -> None:
         executor = self.executor
         RUNNING.set(call.context)
-        word = int.from_bytes(call.spec.id[:8], "little")
+        word = word_of(call.spec.id)
         task = asyncio.current_task()
         assert task is not None
         self._coroutines[word] = asyncio.get_running_loop(), task
+        self._starting.discard(word)
         try:
+            if word in executor.interrupted:
+                raise asyncio.CancelledError
             shape, spec = call.shape, call.spec
             if spec.args or spec.args_kind:
                 args, kwargs = executor.arguments(spec)
@@ -221,6 +238,11 @@ class ActorHost:
         finally:
             self._coroutines.pop(word, None)
             executor.interrupted.discard(word)
+
+
+def word_of(call: bytes) -> int:
+    """The word that names a call in a cancellation."""
+    return int.from_bytes(call[:8], "little")
 
 
 def is_asynchronous(cls: type) -> bool:

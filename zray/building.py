@@ -40,6 +40,11 @@ class UnsealedArray:
             raise ValueError(
                 f"zray.create() is for arrays of at least {serialization.SMALL_BUFFER} bytes; put() a small one"
             )
+        if size > session.objects.capacity:
+            raise errors.ObjectStoreFullError(
+                f"zray.create(): {size} bytes are more than the whole object store holds ({session.objects.capacity}). "
+                "Give init(object_store_memory=...) more, or make several arrays"
+            )
         stream = _stream_of(shape, kind, size)
         start = 8 + 16 + len(stream)
         offset = start + (-start) % 64

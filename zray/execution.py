@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import atexit
 import os
+import signal
 import sys
+import threading
 import time
 import traceback
 from typing import TYPE_CHECKING, Any, Final
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 
     from zray.session import Session
 
+_NOT_SEALED: Final = (errors.ObjectStoreFullError, errors.OutOfDiskError, errors.ZraySystemError, OSError)
+"""What sealing may raise: this call fails, the process goes on."""
 _LOG_CAP: Final = 16 << 20
 """Bytes of a worker's log file after which it starts anew."""
 _NONE: Final = serialization.dumps(None).stream
@@ -61,8 +65,14 @@ class Executor:
         self.shapes: dict[bytes, CallShape] = {}
         self.actor_id = b""
         self._functions: dict[bytes, Callable[..., Any]] = {}
+        self.starting = b""
+        """Id of the call whose function the main thread prepares: a cancellation that comes now is remembered."""
         self.interruptible = b""
         """Id of the call whose user code the main thread runs."""
+        self.ending = False
+        """The actor ends by its own will: no further call may begin."""
+        self.leaving: object = None
+        """Exit status as `leave` takes it, set when another thread wants the process to end."""
         self.interrupted: set[int] = set()
         """Words of cancelled calls that were interrupted and have not ended."""
         self._log_position = 0
@@ -97,8 +107,11 @@ class Executor:
 
     def run(self, spec: TaskSpec, instance: object = None) -> None:
         """Claim and run a call in the calling thread; its outcome is sealed and noted. Exceptions of user code end here."""
+        self.starting = spec.id
         call = self.claim(spec)
         if call is None:
+            self.starting = b""
+            self._cancelled(spec.id)
             return
         token = RUNNING.set(call.context)
         try:
@@ -109,6 +122,9 @@ class Executor:
             # An interrupt is raised only between these two, and once: never while the outcome is sealed and noted.
             try:
                 self.interruptible = spec.id
+                self.starting = b""
+                if self.interrupted and self._was_interrupted(spec.id):
+                    raise KeyboardInterrupt
                 if spec.args or spec.args_kind:
                     args, kwargs = self.arguments(spec)
                     value = function(*args, **kwargs)
@@ -195,7 +211,7 @@ class Executor:
         self.publish_log()
         try:
             self._seal_all(call, packed, 0)
-        except (errors.ObjectStoreFullError, errors.OutOfDiskError) as error:
+        except _NOT_SEALED as error:
             self.fail(call, error)
             return
         self.notices.add(call.spec.id, wire.DONE_OK, (time.perf_counter_ns() - call.start) // 1000)
@@ -243,6 +259,7 @@ class Executor:
             status = wire.DONE_ERROR
         leaving = isinstance(error, ActorExitRequested)
         if leaving:
+            self.ending = True
             error = errors.ActorDiedError(
                 actor_id=self.actor_id.hex(), death=errors.Death(errors.DeathCause.EXIT_ACTOR, pid=os.getpid())
             )
@@ -258,25 +275,33 @@ class Executor:
                 error, function_name=call.shape.name, task_id=call.spec.id, actor_id=self.actor_id
             )
         self.publish_log()
-        self._seal_all(call, [packed], 0)
+        try:
+            self._seal_all(call, [packed], 0)
+        except _NOT_SEALED:
+            small = serialization.Packed(serialization.KIND_ERROR, failures.NO_ROOM_DATA, [], [])
+            self._seal_all(call, [small], 0)
         self.notices.add(call.spec.id, status, micros)
         if leaving:
-            self.session.tell(wire.ActorExit(self.session.worker, self.actor_id))
+            self.session.tell_last(wire.ActorExit(self.session.worker, self.actor_id))
             self.leave(0)
 
     def interrupts(self, word: int) -> bool:
         """Whether the call that this word of a cancellation names is running here and to be interrupted now."""
         if int.from_bytes(self.interruptible[:8], "little") != word:
+            if int.from_bytes(self.starting[:8], "little") == word:
+                self.interrupted.add(word)
             return False
         self.interruptible = b""
         self.interrupted.add(word)
         return True
 
+    def _was_interrupted(self, task: bytes) -> bool:
+        return int.from_bytes(task[:8], "little") in self.interrupted
+
     def _cancelled(self, task: bytes) -> bool:
-        word = int.from_bytes(task[:8], "little")
-        if word not in self.interrupted:
+        if not self._was_interrupted(task):
             return False
-        self.interrupted.discard(word)
+        self.interrupted.discard(int.from_bytes(task[:8], "little"))
         return True
 
     def _shall_retry(self, call: Claimed, error: BaseException) -> bool:
@@ -293,6 +318,13 @@ class Executor:
 
     def leave(self, code: object) -> None:
         """End this process on purpose: exit handlers of user code run, and everything noted so far leaves first."""
+        if threading.current_thread() is not threading.main_thread():
+            # Sockets may be closed only by who uses them, and the main thread listens: it is asked by signal (`zray.worker`).
+            self.leaving = 0 if code is None else code
+            os.kill(os.getpid(), signal.SIGUSR2)
+            while True:
+                time.sleep(60.0)
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # others may want to leave, too
         try:
             atexit._run_exitfuncs()
         except BaseException:

@@ -15,6 +15,7 @@ import errno
 import fcntl
 import mmap
 import os
+import threading
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
@@ -124,20 +125,22 @@ class ObjectStore:
         return freed > 0
 
     def _spill(self, slot: int, object_id: bytes, view: Any) -> bool:
+        # The file is whole and has its name before the entry says that it is there. Several processes may write the same value
+        # in turn: each into a file of its own, and whichever comes last under the name holds the same bytes.
         path = os.path.join(self.spill_directory, object_id.hex())
+        part = f"{path}.{os.getpid()}-{threading.get_ident()}.part"
         try:
-            with open(path + ".part", "wb", buffering=0) as file:
+            with open(part, "wb", buffering=0) as file:
                 remaining = memoryview(view)
                 while remaining:
                     remaining = remaining[file.write(remaining) :]
+            os.replace(part, path)
         except OSError as error:
             self.store.spill_abort(slot)
-            self._remove(path + ".part")
+            self._remove(part)
             raise self._disk_error(error, len(view)) from error
         if not self.store.spilled(slot):
-            self._remove(path + ".part")
-            return False
-        os.replace(path + ".part", path)
+            return False  # in use again: the file stays until the value goes (another process may just have spilled it)
         self.spilled_bytes += len(view)
         return True
 
@@ -180,13 +183,10 @@ class ObjectStore:
         return good
 
     def _open_spilled(self, ref: ObjectRef) -> Any:
-        path = os.path.join(self.spill_directory, ref.hex())
-        for name in (path, path + ".part", path):
-            try:
-                return open(name, "rb", buffering=0)
-            except FileNotFoundError:
-                continue
-        raise errors.ObjectLostError.for_id(ref.binary(), "its spilled file is gone")
+        try:
+            return open(os.path.join(self.spill_directory, ref.hex()), "rb", buffering=0)
+        except FileNotFoundError:
+            raise errors.ObjectLostError.for_id(ref.binary(), "its spilled file is gone") from None
 
     def remove_stale_files(self) -> None:
         """Broker: remove files of objects that no longer exist."""
@@ -311,18 +311,31 @@ class ObjectStore:
         if found is NOT_HERE or isinstance(found, Failed):
             return found
         located = self.store.segment_range(ref)
-        if located is NOT_HERE:
-            return found
+        if located is NOT_HERE:  # spilled, and no room to bring it back
+            _, _, kind, _, size = self.store.describe(ref)
+            with self._open_spilled(ref) as file:
+                return self._private_value(kind, file, size) if size else found
         pin, offset, kind = located
         size = len(pin)
-        if kind == serialization.KIND_PICKLE or self.store.describe(ref)[3] & _store.FLAG_FILE or size == 0:
+        if kind == serialization.KIND_PICKLE or size == 0:
             return found
+        if self.store.describe(ref)[3] & _store.FLAG_FILE:
+            value = msgspec.msgpack.decode(pin, type=_FileValue)
+            with open(os.path.join(self.spill_directory, value.name), "rb") as file:
+                return self._private_value(kind, file, value.size)
         first = offset - offset % _PAGE
         mapping = mmap.mmap(
             self.store.fd, offset + size - first, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE, offset=first
         )
         whole = memoryview(mapping)[offset - first : offset - first + size]
         return serialization.loads(kind, _store.KeepAlive(whole, pin), writable=True)
+
+    @staticmethod
+    def _private_value(kind: int, file: Any, size: int) -> Any:
+        """The value in a file; what is written to its buffers stays in this process."""
+        return serialization.loads(
+            kind, memoryview(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY)), writable=True
+        )
 
 
 __all__ = ["NOT_HERE", "Failed", "ObjectRef", "ObjectStore", "Store", "StoreFull"]

@@ -75,24 +75,41 @@ def make_shape(kind: int, function: bytes, name: str, chosen: dict[str, Any], me
     return msgspec.structs.replace(draft, key=key)
 
 
-def export_code(session: Session, code: Any, name: str, kind: str) -> tuple[bytes, ObjectRef | None]:
-    """Store pickled code in a session; return as `Session.export`. Raises ValueError when it is too large."""
-    packed = serialization.dumps_code(code, what=f"the {kind} {name}")
-    if packed.size > _CODE_LIMIT:
-        raise ValueError(
-            f"The {'remote function' if kind == 'function' else kind} {name} is too large ({packed.size / 2**20:.0f} MiB > {_CODE_LIMIT >> 20} MiB). "
-            "Check that it does not capture a large array or other object; put such data with zray.put() and pass the reference"
-        )
-    return session.export(packed)
+class Code:
+    """A function or class, pickled once in a session, at its first use: whatever options it is called with, it is the same code
+    with the same captured state."""
+
+    __slots__ = ("_exported", "_kind", "_name", "value")
+
+    def __init__(self, value: Any, name: str, kind: str) -> None:
+        self.value = value
+        self._name = name
+        self._kind = kind
+        self._exported: tuple[Session, bytes, ObjectRef | None] | None = None
+
+    def exported_in(self, session: Session) -> tuple[bytes, ObjectRef | None]:
+        """Store it in a session; return as `Session.export`. Raises ValueError when it is too large."""
+        found = self._exported
+        if found is None or found[0] is not session:
+            packed = serialization.dumps_code(self.value, what=f"the {self._kind} {self._name}")
+            if packed.size > _CODE_LIMIT:
+                title = "remote function" if self._kind == "function" else self._kind
+                raise ValueError(
+                    f"The {title} {self._name} is too large ({packed.size / 2**20:.0f} MiB > {_CODE_LIMIT >> 20} MiB). "
+                    "Check that it does not capture a large array or other object; put such data with zray.put() and pass the reference"
+                )
+            found = self._exported = session, *session.export(packed)
+        return found[1], found[2]
 
 
 class RemoteFunction(Generic[P, R_co]):
     """A function whose calls run as tasks: `f.remote(...)` returns a reference at once."""
 
-    def __init__(self, function: Callable[P, R_co], chosen: dict[str, Any]) -> None:
+    def __init__(self, function: Callable[P, R_co], chosen: dict[str, Any], code: Code | None = None) -> None:
         self._function = function
         self._options = chosen
         self._name = str(chosen.get("name") or getattr(function, "__name__", type(function).__name__))
+        self._code = Code(function, self._name, "function") if code is None else code
         self._prepared: tuple[Session, CallShape, ObjectRef | None, Signature] | None = None
         functools.update_wrapper(cast("Any", self), function, updated=())
 
@@ -113,7 +130,7 @@ class RemoteFunction(Generic[P, R_co]):
     def _prepare(self) -> tuple[Session, CallShape, ObjectRef | None, Signature]:
         # Not when it is made: while a function that names itself is being unpickled, it has no defaults yet.
         session = api.current_session()
-        function, code = export_code(session, self._function, self._name, "function")
+        function, code = self._code.exported_in(session)
         shape = make_shape(TASK, function, self._name, self._options)
         self._prepared = session, shape, code, signature_of(self._function)
         return self._prepared
@@ -156,7 +173,7 @@ class RemoteFunction(Generic[P, R_co]):
     @signatures.task_options
     def options(self, **changes: Any) -> RemoteFunction[P, R_co]:
         """Return the same function with other options; see `zray.remote`. Raises ValueError or TypeError for bad ones."""
-        return RemoteFunction(self._function, options.resolve("function", changes, self._options))
+        return RemoteFunction(self._function, options.resolve("function", changes, self._options), self._code)
 
     def _remote(self, args: Any = (), kwargs: Any = None, **changes: Any) -> Any:
         """`.options(**changes).remote(*args, **kwargs)`, under the name that programs written for Ray use."""

@@ -159,6 +159,11 @@ class Session:
             if outbox is not None:
                 outbox.close()
 
+    def tell_last(self, message: wire.Message) -> None:
+        """Send the message that says why this process ends; the broker waits for it when it learns of the exit first."""
+        self.store.set_word(self.store.process, wire.WORD_LAST_WORDS, 1)
+        self.tell(message)
+
     def expect_reply(self) -> ObjectRef:
         """Make the pending object that a request names as its reply."""
         return self.store.expect(self._replies.next_put_id(), 0, None, None, "")

@@ -425,7 +425,7 @@ class ActorLink:
         with submitter.lock:
             if not self.process and self.known_dead is None:
                 self._look_up()
-            if max_pending > 0 and self.process and session.store.expected(self.process) >= max_pending:
+            if max_pending > 0 and self.known_dead is None and self._pending() >= max_pending:
                 raise errors.PendingCallsLimitExceeded(
                     f"the actor has {max_pending} unfinished calls, as many as max_pending_calls allows; wait for some of them"
                 )
@@ -453,6 +453,10 @@ class ActorLink:
                 )
                 session.broker.send(wire.encode(message))
         return refs
+
+    def _pending(self) -> int:
+        """Calls that have not ended: of all callers, when the actor lives; else those of this process that wait for it to live."""
+        return self.session.store.expected(self.process) if self.process else self.sequence
 
     def _pack(self, shape: CallShape, body: bytes) -> None:
         calls, session = self._calls, self.session

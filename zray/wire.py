@@ -320,6 +320,8 @@ WORD_CONSUMED: Final = 1
 """Word of a sender's process record: submit frames the broker has taken from it (a sender that is not ahead sends at once, else packs)."""
 WORD_CANCEL: Final = 2
 """Word of a worker's process record: first 8 bytes of the id of the task that should be interrupted; 0 none."""
+WORD_LAST_WORDS: Final = 3
+"""Word of an actor's process record: not 0 once it has sent the message that says why it ends. Its exit may be reported sooner."""
 GLOBAL_LOG_EVENTS: Final = 0
 """Segment-wide word: raised whenever a worker wrote output."""
 

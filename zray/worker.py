@@ -159,9 +159,12 @@ class Worker:
 
 
 def _interrupt_task(worker: Worker) -> None:
-    """Let SIGUSR2 interrupt the task named in the process record's cancel word, if the main thread still runs that one."""
+    """Let SIGUSR2 interrupt the task named in the process record's cancel word, if the main thread still runs that one; a thread that
+    wants the process to end sends it, too."""
 
     def handler(_number: int, _frame: FrameType | None) -> None:
+        if worker.executor.leaving is not None:
+            worker.executor.leave(worker.executor.leaving)
         store = worker.session.store
         word = store.own_word(wire.WORD_CANCEL)
         if not word:

@@ -451,6 +451,25 @@ def test_short_lived_actors_leave_nothing_behind(counter: Any) -> None:
     wait_for(lambda: len(os.listdir(logs)) <= 3 * 110, what="only the latest logs are kept")
 
 
+def test_the_limit_of_pending_calls_holds_before_the_actor_lives(gate: Callable[[str], Gate]) -> None:
+    born = gate("born")
+
+    class Late:
+        def __init__(self) -> None:
+            born.wait()
+
+        def work(self) -> int:
+            return 1
+
+    actor = zray.remote(Late).options(max_pending_calls=3).remote()
+    refs = [actor.work.remote() for _ in range(3)]
+    with pytest.raises(exceptions.PendingCallsLimitExceeded):
+        actor.work.remote()
+    born.open()
+    assert zray.get(refs) == [1, 1, 1]
+    assert zray.get(actor.work.remote()) == 1
+
+
 def test_an_actor_class_that_names_itself(program: Callable[..., Program]) -> None:
     running = program(
         """

@@ -310,3 +310,31 @@ def test_a_task_cancels_its_own_child(tally: Tally) -> None:
         return "lived"
 
     assert zray.get(parent.remote(), timeout=60) == "cancelled"
+
+
+def test_a_task_is_cancelled_while_its_function_is_being_loaded(gate: Callable[[str], Gate], tally: Tally) -> None:
+    loading = gate("loading")
+
+    class Heavy:
+        def __reduce__(self) -> Any:
+            return load, ()
+
+    def load() -> None:
+        tally.add()
+        loading.wait()
+
+    heavy = Heavy()
+
+    @zray.remote
+    def endless() -> None:
+        assert heavy is None
+        while True:
+            time.sleep(0.01)
+
+    ref = endless.remote()
+    wait_for(lambda: len(tally) == 1, what="the function is being loaded")
+    zray.cancel(ref)
+    wait_for(lambda: query("statistics")["jobs"])  # the broker has dealt with the request before this one
+    loading.open()
+    with pytest.raises(TaskCancelledError):
+        zray.get(ref, timeout=30)

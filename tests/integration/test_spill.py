@@ -211,3 +211,50 @@ def test_a_hundred_thousand_puts_and_drops_leave_no_trace(zray_session: Callable
     assert after[0]["used"] <= before[0]["used"] + MB
     for index, of in ((1, "driver"), (2, "broker"), (3, "segment")):
         assert after[index] - before[index] < 2 * MB, of
+
+
+def test_a_reply_that_has_no_room_is_an_error_of_its_caller(zray_session: Callable[..., Any]) -> None:
+    zray_session(object_store_memory=32 << 20)
+    zray.kv.put("large", bytes(40_000_000))
+    with pytest.raises(zray.exceptions.ZraySystemError, match="no room"):
+        zray.kv.get("large")
+    assert zray.kv.keys() == [b"large"]
+    assert zray.get(zray.put(1)) == 1
+
+
+def test_a_spill_directory_that_is_gone_fails_calls_not_processes(zray_session: Callable[..., Any]) -> None:
+    zray_session(object_store_memory=16 << 20)
+
+    class Maker:
+        def make(self) -> Any:
+            return np.zeros(3 << 20, np.uint8)
+
+        def pid(self) -> int:
+            return os.getpid()
+
+    maker = zray.remote(Maker).remote()
+    pid = zray.get(maker.pid.remote())
+    directory = zray.api.current_session().config.spill_directory
+    kept = [zray.put(np.full(3 << 20, i, np.uint8)) for i in range(5)]
+    os.rename(directory, directory + "-away")
+    with pytest.raises(zray.exceptions.ZraySystemError, match="cannot spill"):
+        zray.get(maker.make.remote())
+    assert zray.get(maker.pid.remote()) == pid
+    os.rename(directory + "-away", directory)
+    assert zray.get(maker.make.remote()).sum() == 0
+    assert [int(zray.get(ref)[0]) for ref in kept] == list(range(5))
+
+
+def test_writable_copies_of_what_is_not_in_memory(zray_session: Callable[..., Any]) -> None:
+    zray_session(object_store_memory=32 << 20)
+    large = zray.put(np.zeros(40 << 20, np.uint8))
+    refs = [zray.put(np.full(8 << 20, i, np.uint8)) for i in range(6)]
+    held = [zray.get(ref) for ref in refs]  # whatever is in memory is pinned: the rest cannot be brought back
+    for ref in (large, *refs):
+        private = zray.get(ref, writable=True)
+        assert private.flags.writeable
+        private[:] = 99
+        assert (zray.get(ref) != 99).all()
+    del held
+    with pytest.raises(zray.exceptions.ObjectStoreFullError, match=r"zray\.create"):
+        zray.create((1 << 40,), np.float64)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import zray
-from tests.helpers import wait_for
+from tests.helpers import query, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -402,3 +402,18 @@ def test_a_task_cannot_end_or_start_sessions() -> None:
     zray.get(zray.remote(lambda: zray.init(ignore_reinit_error=True) and None).remote())
     assert zray.is_initialized()
     assert zray.get(zray.remote(zray.is_initialized).remote())
+
+
+def test_code_is_pickled_once_whatever_the_options() -> None:
+    state = {"seen": 0}
+
+    @zray.remote
+    def see() -> int:
+        return state["seen"]
+
+    assert zray.get(see.remote()) == 0
+    before = query("statistics")["entries"]
+    for i in range(20):
+        state["seen"] = i
+        assert zray.get(see.options(num_cpus=0.5).remote()) == 0
+    assert query("statistics")["entries"] < before + 10

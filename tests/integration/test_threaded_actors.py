@@ -142,3 +142,24 @@ def test_killed_in_the_middle(pool: Any, gate: Callable[[str], Gate], tally: Tal
     for ref in refs:
         with pytest.raises(exceptions.ActorDiedError):
             zray.get(ref, timeout=20)
+
+
+@pytest.mark.slow
+def test_threaded_actors_that_leave_on_purpose_do_not_come_back() -> None:
+    @zray.remote(num_cpus=0, max_concurrency=3, max_restarts=5)
+    class Leaver:
+        def ready(self) -> bool:
+            return True
+
+        def leave(self) -> None:
+            zray.actor.exit_actor()
+
+    for _ in range(60):
+        actor = Leaver.remote()
+        assert zray.get(actor.ready.remote())
+        leaving = [actor.leave.remote() for _ in range(3)]
+        for ref in (*leaving, actor.ready.remote()):
+            with pytest.raises(exceptions.ActorDiedError):
+                zray.get(ref, timeout=30)
+        with pytest.raises(exceptions.ActorDiedError):
+            zray.get(actor.ready.remote(), timeout=30)

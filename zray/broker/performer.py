@@ -185,13 +185,18 @@ class Performer:
         return known
 
     def _force(self, ref: ObjectRef, data: bytes, kind: int, flags: int) -> None:
-        while True:
-            try:
-                self.store.seal_forced(ref, data, kind, flags)
-                return
-            except _store.StoreFull as full:
-                if not self.broker.objects.make_room(full.size):
-                    data = failures.NO_ROOM_DATA
+        """Seal an object whoever has claimed it; where there is no room for the data, with a small error that says so."""
+        try:
+            while True:
+                try:
+                    self.store.seal_forced(ref, data, kind, flags)
+                    return
+                except _store.StoreFull as full:
+                    if not self.broker.objects.make_room(full.size):
+                        break
+        except (errors.ObjectStoreFullError, errors.OutOfDiskError, errors.ZraySystemError):
+            pass
+        self.store.seal_forced(ref, failures.NO_ROOM_DATA, _store.KIND_ERROR_FLAG, _store.FLAG_SYSTEM_ERROR)
 
     def seal_error(self, action: a.SealError) -> None:
         data = self.failure(action.kind, action.fields)

@@ -58,6 +58,7 @@ _EARLY_S: Final = 5.0
 _NEVER_SENT: Final = (
     "The process that made the call for this object died before the call had left it: nobody can make the value."
 )
+_LAST_WORDS_S: Final = 1.0
 _FRAMES_PER_ROUND: Final = 256
 _DEATHS_KEPT: Final = 1000
 _LOGS_KEPT: Final = 100
@@ -110,6 +111,8 @@ class Broker:
         self.running = True
         self._jobs_seen = 0
         self.unsent = UnsentCalls()
+        self._exits_ahead: list[tuple[float, Exited]] = []
+        """Exits whose announcement is still on its way, with the time until which it is waited for."""
         self._ended_logs: collections.deque[str] = collections.deque()
         self._early: dict[bytes, list[tuple[float, e.Event]]] = {}
         self._by_pid: dict[int, int] = {}
@@ -158,6 +161,8 @@ class Broker:
                 has_messages, descriptors = self.poller.wait(int(wait * 1000) + 1)
                 if has_messages:
                     self._serve_inbox()
+                    if self._exits_ahead:
+                        self._serve_exits_ahead()
                 elif self.unsent:
                     self._settle_unsent()
                 if descriptors:
@@ -394,9 +399,27 @@ class Broker:
             else:
                 self._worker_exited(report)
 
-    def _worker_exited(self, report: Exited) -> None:
-        number = self._by_pid.pop(report.pid, 0)
+    def _serve_exits_ahead(self) -> None:
+        waiting, self._exits_ahead = self._exits_ahead, []
+        for deadline, report in waiting:
+            self._worker_exited(report, deadline)
+
+    def _is_ahead(self, worker: WorkerProcess) -> bool:
+        """Whether a worker's exit was reported before its last words were heard, which say how it ended."""
+        if not worker.process or not self.store.word(worker.process, wire.WORD_LAST_WORDS):
+            return False
+        actor = self.scheduler.node.actors.actors.get(worker.actor)
+        return actor is not None and not actor.verdict
+
+    def _worker_exited(self, report: Exited, deadline: float = 0.0) -> None:
+        number = self._by_pid.get(report.pid, 0)
         worker = self.workers.get(number)
+        if worker is not None and self._is_ahead(worker):
+            now = time.monotonic()
+            if now < (deadline or now + _LAST_WORDS_S):
+                self._exits_ahead.append((deadline or now + _LAST_WORDS_S, report))
+                return
+        self._by_pid.pop(report.pid, None)
         if worker is None:
             return
         kill_group(report.pid)
@@ -488,6 +511,8 @@ class Broker:
         if self.performer.interrupts:
             self.performer.repeat_interrupts()
         self._repeat_early(now)
+        if self._exits_ahead:
+            self._serve_exits_ahead()
         busy = frozenset(w.number for w in self.workers.values() if w.process and self.store.expected(w.process))
         self.tell(e.Tick(busy))
         self.records.gcs.tick(now)
