@@ -28,6 +28,12 @@ if TYPE_CHECKING:
 
 _NOT_SEALED: Final = (errors.ObjectStoreFullError, errors.OutOfDiskError, errors.ZraySystemError, OSError)
 """What sealing may raise: this call fails, the process goes on."""
+_NOTICES: Final = 64
+_NOTICE_S: Final = 0.002
+"""Ends of calls leave together, so many or so old."""
+_LATE_NOTICES: Final = 512
+_LATE_NOTICE_S: Final = 0.02
+"""The same for calls that did not come from the broker: it does not wait for their ends, and each message wakes it."""
 _LOG_CAP: Final = 16 << 20
 """Bytes of a worker's log file after which it starts anew."""
 _NONE: Final = serialization.dumps(None).stream
@@ -412,7 +418,10 @@ class Notices:
 
     def due(self) -> bool:
         """Whether what was noted should leave although more work is queued."""
-        return len(self._micros) >= 64 or (bool(self._micros) and time.monotonic() - self._since > 0.002)
+        noted = len(self._micros)
+        if self.direct:
+            return noted >= _LATE_NOTICES or (noted > 0 and time.monotonic() - self._since > _LATE_NOTICE_S)
+        return noted >= _NOTICES or (noted > 0 and time.monotonic() - self._since > _NOTICE_S)
 
     def flush(self, idle: bool = False) -> None:
         """Send what was noted."""
