@@ -367,7 +367,8 @@ class Footprint(NamedTuple):
 
 def _threads() -> Iterator[str]:
     for thread in threading.enumerate():
-        yield f"{thread.name} {thread.ident}"
+        if not thread.name.startswith("pytest_timeout"):
+            yield f"{thread.name} {thread.ident}"
     # Threads that C libraries start have no Python object; ZeroMQ's are ours, those of BLAS and the like are not.
     for task in os.listdir("/proc/self/task"):
         with contextlib.suppress(OSError):

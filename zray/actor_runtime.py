@@ -177,7 +177,7 @@ class ActorHost:
                 call = self.executor.claim(spec)
                 if call is None:
                     self._starting.discard(word)
-                    self.executor.interrupted.discard(word)
+                    self.executor.interrupted.pop(word, None)
                 else:
                     task = loop.create_task(self._run_async(call))
                     under_way.add(task)
@@ -206,11 +206,11 @@ class ActorHost:
         """Cancel the asynchronous call with this word, if it is under way (called from a signal handler)."""
         found = self._coroutines.get(word)
         if found is not None:
-            self.executor.interrupted.add(word)
+            self.executor.interrupted[word] = None
             found[0].call_soon_threadsafe(found[1].cancel)
         elif word in self._starting:
             # Cancelled before its first step a coroutine would never run, and its result never be sealed.
-            self.executor.interrupted.add(word)
+            self.executor.interrupted[word] = None
 
     async def _run_async(self, call: Claimed) -> None:
         executor = self.executor
@@ -237,7 +237,7 @@ class ActorHost:
             executor.succeed(call, value)
         finally:
             self._coroutines.pop(word, None)
-            executor.interrupted.discard(word)
+            executor.interrupted.pop(word, None)
 
 
 def word_of(call: bytes) -> int:

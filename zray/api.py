@@ -183,15 +183,18 @@ def init(
         started = nodes_.start(settings, os.getpid())
         try:
             session = _connect(started, namespace, log_to_driver)
+            _node = started
+            submitter = Submitter(session)
+            attach(session, submitter)
+            submitter.start_flusher()
+            if log_to_driver:
+                _tail = LogTail(os.path.join(started.directory, "logs"), session.job)
+                session.after_get = _tail.drain
+            atexit.register(_shutdown_at_exit)
         except BaseException:
+            shutdown()
             started.stop()
             raise
-        _node = started
-        attach(session, Submitter(session))
-        if log_to_driver:
-            _tail = LogTail(os.path.join(started.directory, "logs"), session.job)
-            session.after_get = _tail.drain
-        atexit.register(_shutdown_at_exit)
         return SessionContext(_facts(session))
 
 

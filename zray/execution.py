@@ -34,6 +34,8 @@ _NOTICE_S: Final = 0.002
 _LATE_NOTICES: Final = 512
 _LATE_NOTICE_S: Final = 0.02
 """The same for calls that did not come from the broker: it does not wait for their ends, and each message wakes it."""
+_WORDS_KEPT: Final = 1000
+"""Cancellations remembered for calls that have not begun; most are for calls that had just ended."""
 _LOG_CAP: Final = 16 << 20
 """Bytes of a worker's log file after which it starts anew."""
 _NONE: Final = serialization.dumps(None).stream
@@ -71,16 +73,14 @@ class Executor:
         self.shapes: dict[bytes, CallShape] = {}
         self.actor_id = b""
         self._functions: dict[bytes, Callable[..., Any]] = {}
-        self.starting = b""
-        """Id of the call whose function the main thread prepares: a cancellation that comes now is remembered."""
         self.interruptible = b""
         """Id of the call whose user code the main thread runs."""
         self.ending = False
         """The actor ends by its own will: no further call may begin."""
         self.leaving: object = None
         """Exit status as `leave` takes it, set when another thread wants the process to end."""
-        self.interrupted: set[int] = set()
-        """Words of cancelled calls that were interrupted and have not ended."""
+        self.interrupted: dict[int, None] = {}
+        """Words of cancelled calls, the newest last: they were interrupted, or lie in the inbox, or had just ended."""
         self._log_position = 0
         self._last_name = ""
 
@@ -113,10 +113,8 @@ class Executor:
 
     def run(self, spec: TaskSpec, instance: object = None) -> None:
         """Claim and run a call in the calling thread; its outcome is sealed and noted. Exceptions of user code end here."""
-        self.starting = spec.id
         call = self.claim(spec)
         if call is None:
-            self.starting = b""
             self._cancelled(spec.id)
             return
         token = RUNNING.set(call.context)
@@ -128,7 +126,6 @@ class Executor:
             # An interrupt is raised only between these two, and once: never while the outcome is sealed and noted.
             try:
                 self.interruptible = spec.id
-                self.starting = b""
                 if self.interrupted and self._was_interrupted(spec.id):
                     raise KeyboardInterrupt
                 if spec.args or spec.args_kind:
@@ -292,13 +289,14 @@ class Executor:
             self.leave(0)
 
     def interrupts(self, word: int) -> bool:
-        """Whether the call that this word of a cancellation names is running here and to be interrupted now."""
+        """Whether the call that this word of a cancellation names is running here and to be interrupted now. One that does not
+        run yet is interrupted when it begins."""
+        self.interrupted[word] = None
+        if len(self.interrupted) > _WORDS_KEPT:
+            del self.interrupted[next(iter(self.interrupted))]
         if int.from_bytes(self.interruptible[:8], "little") != word:
-            if int.from_bytes(self.starting[:8], "little") == word:
-                self.interrupted.add(word)
             return False
         self.interruptible = b""
-        self.interrupted.add(word)
         return True
 
     def _was_interrupted(self, task: bytes) -> bool:
@@ -307,7 +305,7 @@ class Executor:
     def _cancelled(self, task: bytes) -> bool:
         if not self._was_interrupted(task):
             return False
-        self.interrupted.discard(int.from_bytes(task[:8], "little"))
+        self.interrupted.pop(int.from_bytes(task[:8], "little"), None)
         return True
 
     def _shall_retry(self, call: Claimed, error: BaseException) -> bool:
@@ -430,6 +428,5 @@ class Notices:
         with self.session.lock:
             message = wire.TasksDone(self.session.worker, bytes(self._ids), bytes(self._statuses), self._micros, idle)
             self.session.broker.send(wire.encode(message))
-            self._ids.clear()
-            self._statuses.clear()
-            self._micros = []
+            # Plain assignments count as one step: interrupted before it, the same is told twice, which does no harm.
+            self._ids, self._statuses, self._micros = bytearray(), bytearray(), []

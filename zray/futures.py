@@ -45,8 +45,9 @@ class ResultWatcher:
                 return future
             self._added.append((ref, future))
             if self._thread is None:
-                self._thread = threading.Thread(target=self._loop, name="zray-results", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._loop, name="zray-results", daemon=True)
+                thread.start()
+                self._thread = thread  # only now: an interrupted start is done again
         session.store.ring(session.store.process)
         return future
 
@@ -63,6 +64,8 @@ class ResultWatcher:
                 future.set_exception(failures.rebuild(value.record, site=ref.site))
             else:
                 future.set_result(value)
+        except KeyboardInterrupt:  # in the thread that asked for the future
+            raise
         except BaseException as error:
             future.set_exception(error)
 

@@ -150,13 +150,17 @@ class Node:
         self.store_fd = store_fd
         self.alive = alive
         """Descriptor that marks the session as alive."""
+        self.stopped = False
 
     def open_store(self) -> int:
         """Return a descriptor of the store's segment."""
         return open_store(self.directory, self.process.pid, self.store_fd)
 
     def stop(self, timeout: float = 2.0) -> None:
-        """End the node and wait for it; whatever is left of its directory is removed. timeout in seconds."""
+        """End the node, if that was not done before, and wait for it; whatever is left of its directory is removed. timeout in seconds."""
+        if self.stopped:
+            return
+        self.stopped = True
         if self.process.poll() is not None:
             log = _read_text(os.path.join(self.directory, "broker.log"))
             print(

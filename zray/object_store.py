@@ -135,10 +135,12 @@ class ObjectStore:
                 while remaining:
                     remaining = remaining[file.write(remaining) :]
             os.replace(part, path)
-        except OSError as error:
+        except BaseException as error:
             self.store.spill_abort(slot)
             self._remove(part)
-            raise self._disk_error(error, len(view)) from error
+            if isinstance(error, OSError):
+                raise self._disk_error(error, len(view)) from error
+            raise
         if not self.store.spilled(slot):
             return False  # in use again: the file stays until the value goes (another process may just have spilled it)
         self.spilled_bytes += len(view)

@@ -117,7 +117,9 @@ class Session:
         self.after_get: Callable[[], None] | None = None
         """Called when results were read and workers have written output since the last time (drivers: print it)."""
         self.on_block: Callable[[], None] | None = None
+        """Called before the calling thread of a worker waits longer than an instant: its CPU is lent."""
         self.on_unblock: Callable[[], None] | None = None
+        """Called when it goes on; also when `on_block` was interrupted half-way or not called at all."""
         self.lent_at = time.monotonic()
         """When this worker last told the broker that it waits."""
         self._log_events = 0
@@ -318,8 +320,9 @@ class Session:
             patience = self._patience()
             if store.wait(refs, want, patience if timeout is None else min(timeout, patience)) >= want:
                 return store.split(refs, want)
-            self.on_block()
         try:
+            if self.on_block is not None:
+                self.on_block()
             store.wait(refs, want, -1.0 if deadline is None else max(0.0, deadline - time.monotonic()))
         finally:
             if self.on_unblock is not None:

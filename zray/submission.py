@@ -11,6 +11,10 @@ finds them half a millisecond later. The flusher sleeps unless something is pack
 as it has that lease and its previous call there is done, it sends the next straight to that worker. All else goes through the broker.
 
 **Routes of an actor call.** Straight to the actor's inbox, numbered per caller and incarnation; through the broker while the actor is not (or no longer) alive.
+
+**Interrupts.** A signal handler (Ctrl-C, an alarm) may raise between any two steps. A call that was interrupted before it has a number is
+taken back (`Submitter._take_back`); one that has a number is sent, perhaps twice. Everywhere else the order of steps is such that what was
+interrupted is done again: whoever receives a frame twice drops the second, because calls are numbered and results are claimed once.
 """
 
 from __future__ import annotations
@@ -103,6 +107,11 @@ def pack_call(session: Session, args: tuple[Any, ...], kwargs: dict[str, Any], n
     )
 
 
+def _taken_back(task: bytes, shape: CallShape) -> bytes:
+    error = errors.TaskCancelledError(task_id=task.hex(), function_name=shape.name)
+    return failures.dump(failures.from_error(error))
+
+
 class _ShapeUse:
     """What this process knows of one shape: its lease and how calmly it is called."""
 
@@ -134,7 +143,9 @@ class Submitter:
         self._frames_sent = 0
         self._dirty: dict[bytes, ActorLink] = {}
         self._known: dict[int, set[bytes]] = {}
-        self._wake = threading.Event()
+        self._asleep = threading.Lock()
+        """Held while the flusher has nothing to do. A bare lock: interrupted in the middle of Event.set, an Event can never be set again."""
+        self._asleep.acquire()
         self._flusher: threading.Thread | None = None
         self._stopping = False
         session.before_wait.append(self.flush)
@@ -159,20 +170,33 @@ class Submitter:
         task = context.next_child_id()
         spec = TaskSpec(task, shape.key, call.stream, call.kind, call.dep_ids, call.borrowed)
         with self.lock:
-            use = self._uses.get(shape.key)
-            if use is None:
-                use = self._uses[shape.key] = _ShapeUse(shape)
-            lease = self._usable_lease(use, call)
-            if lease is not None:
-                refs = self._submit_direct(use, lease, spec, call, site)
-                if refs is not None:
-                    return refs
-            refs = [self._expect(_store.with_index(task, 1), 0, call.refs, None, site)]
-            for index in range(1, shape.num_returns):
-                refs.append(self._expect(_store.with_index(task, index + 1), 0, None, None, site))
-            use.last_slot = refs[0].slot
-            self._pack_task(use, spec, context)
+            try:
+                use = self._uses.get(shape.key)
+                if use is None:
+                    use = self._uses[shape.key] = _ShapeUse(shape)
+                lease = self._usable_lease(use, call)
+                if lease is not None:
+                    refs = self._submit_direct(use, lease, spec, call, site)
+                    if refs is not None:
+                        return refs
+                refs = [self._expect(_store.with_index(task, 1), 0, call.refs, None, site)]
+                for index in range(1, shape.num_returns):
+                    refs.append(self._expect(_store.with_index(task, index + 1), 0, None, None, site))
+                use.last_slot = refs[0].slot
+                self._pack_task(use, spec, context)
+            except BaseException:
+                self._take_back(task, shape)
+                raise
         return refs
+
+    def _take_back(self, task: bytes, shape: CallShape) -> None:
+        """End a call whose submission failed or was interrupted: nobody has its references. Wherever its spec got to, it can no longer be claimed."""
+        store = self.session.store
+        for index in range(max(1, shape.num_returns)):
+            ref = store.reference(_store.with_index(task, index + 1))
+            if ref is not None and not store.done(ref):
+                store.seal_forced(ref, _taken_back(task, shape), _store.KIND_ERROR_FLAG, 0)
+        self._wake_flusher()  # for those packed before it
 
     def _expect(
         self, object_id: bytes, target: int, deps: list[ObjectRef] | None, spec: bytes | None, site: str
@@ -196,7 +220,9 @@ class Submitter:
         if not use.defined:
             self._send_tasks()
             self.session.broker.send(wire.encode(wire.DefineShapes([use.shape])))
-            use.defined = True
+            use.defined = (
+                True  # afterwards, here and wherever shapes are defined: an interrupt in between has it sent twice
+            )
         if context.task != self._parent:
             self._send_tasks()
             self._parent = context.task
@@ -252,9 +278,10 @@ class Submitter:
 
     def _request_lease(self, use: _ShapeUse) -> None:
         session = self.session
-        use.reply = session.expect_reply()
-        message = wire.LeaseRequest(session.store.process, session.job, use.shape.key, use.reply.binary())
+        reply = session.expect_reply()
+        message = wire.LeaseRequest(session.store.process, session.job, use.shape.key, reply.binary())
         session.broker.send(wire.encode(message))
+        use.reply = reply
 
     def _take_lease(self, use: _ShapeUse) -> wire.Lease | None:
         store = self.session.store
@@ -294,8 +321,8 @@ class Submitter:
         if known is None:
             known = self._known[worker] = set()
         if shape.key not in known:
-            known.add(shape.key)
             outbox.send(wire.encode(wire.DefineShapes([shape])))
+            known.add(shape.key)
 
     # -- actors -------------------------------------------------------------------------------------------------------
 
@@ -321,11 +348,11 @@ class Submitter:
         if use is None:
             use = self._uses[shape.key] = _ShapeUse(shape)
         if not use.defined:
-            use.defined = True
             self.session.broker.send(wire.encode(wire.DefineShapes([shape])))
+            use.defined = True
 
     def packed_at(self, link: ActorLink) -> None:
-        """A link has packed its first call."""
+        """A link has packed calls that nobody will send otherwise."""
         self._dirty[link.actor] = link
         self._wake_flusher()
 
@@ -339,21 +366,29 @@ class Submitter:
             self._send_tasks()
             dirty = self._dirty
             if dirty:
-                self._dirty = {}
-                for link in dirty.values():
+                for link in [*dirty.values()]:
                     link.send()
+                dirty.clear()
+
+    def start_flusher(self) -> None:
+        """Start the thread that sends what nobody else sends. Drivers do so at once, where no interrupt can leave it half started; workers,
+        most of which never submit anything, when they need it."""
+        flusher = threading.Thread(target=self._flush_loop, name="zray-flush", daemon=True)
+        flusher.start()
+        self._flusher = flusher
 
     def _wake_flusher(self) -> None:
         if self._flusher is None:
-            self._flusher = threading.Thread(target=self._flush_loop, name="zray-flush", daemon=True)
-            self._flusher.start()
-        self._wake.set()
+            self.start_flusher()
+        if self._asleep.locked():
+            try:
+                self._asleep.release()
+            except RuntimeError:
+                pass  # another thread was faster
 
     def _flush_loop(self) -> None:
-        wake = self._wake
         while True:
-            wake.wait()
-            wake.clear()
+            self._asleep.acquire()
             if self._stopping:
                 return
             time.sleep(_FLUSH_DELAY_S)
@@ -367,8 +402,8 @@ class Submitter:
         """Send what is packed and end the flusher."""
         self.flush()
         self._stopping = True
-        self._wake.set()
         if self._flusher is not None:
+            self._wake_flusher()
             self._flusher.join()
 
 
@@ -422,37 +457,51 @@ class ActorLink:
         held = [life] if call.refs is None else [*call.refs, life]
         context = session.current()
         task = context.next_child_id()
+        number = 0
         with submitter.lock:
-            if not self.process and self.known_dead is None:
-                self._look_up()
-            if max_pending > 0 and self.known_dead is None and self._pending() >= max_pending:
-                raise errors.PendingCallsLimitExceeded(
-                    f"the actor has {max_pending} unfinished calls, as many as max_pending_calls allows; wait for some of them"
-                )
-            while True:
-                self.sequence += 1
-                spec = TaskSpec(task, shape.key, call.stream, call.kind, call.dep_ids, call.borrowed, 0, self.sequence)
-                body = _encode(spec)
-                try:
-                    refs = [submitter._expect(_store.with_index(task, 1), self.process, held, body, site)]
-                except _store.TargetGone:
-                    self._died()
-                    continue
-                break
-            for index in range(1, shape.num_returns):
-                refs.append(submitter._expect(_store.with_index(task, index + 1), self.process, None, None, site))
-            if self.known_dead is not None:
-                for ref in refs:
-                    session.store.seal_forced(ref, self.known_dead, _store.KIND_ERROR_FLAG, 0)
-            elif self.process:
-                self._pack(shape, body)
-            else:
-                submitter.define_at_broker(shape)
-                message = wire.SubmitActorCalls(
-                    session.store.process, session.job, self.actor, self.incarnation, [spec]
-                )
-                session.broker.send(wire.encode(message))
+            try:
+                if not self.process and self.known_dead is None:
+                    self._look_up()
+                if max_pending > 0 and self.known_dead is None and self._pending() >= max_pending:
+                    raise errors.PendingCallsLimitExceeded(
+                        f"the actor has {max_pending} unfinished calls, as many as max_pending_calls allows; wait for some of them"
+                    )
+                while True:
+                    spec = TaskSpec(
+                        task, shape.key, call.stream, call.kind, call.dep_ids, call.borrowed, 0, self.sequence + 1
+                    )
+                    body = _encode(spec)
+                    try:
+                        refs = [submitter._expect(_store.with_index(task, 1), self.process, held, body, site)]
+                    except _store.TargetGone:
+                        self._died()
+                        continue
+                    break
+                for index in range(1, shape.num_returns):
+                    refs.append(submitter._expect(_store.with_index(task, index + 1), self.process, None, None, site))
+                number = self.sequence = spec.sequence
+                self._route(shape, spec, body, refs)
+            except BaseException:
+                if number:  # the actor runs no later call before it has this one
+                    self._route(shape, spec, body, refs)
+                    submitter.packed_at(self)
+                else:
+                    submitter._take_back(task, shape)
+                raise
         return refs
+
+    def _route(self, shape: CallShape, spec: TaskSpec, body: bytes, refs: list[ObjectRef]) -> None:
+        """Have a numbered call go its way. May be done twice."""
+        submitter, session = self.submitter, self.session
+        if self.known_dead is not None:
+            for ref in refs:
+                session.store.seal_forced(ref, self.known_dead, _store.KIND_ERROR_FLAG, 0)
+        elif self.process:
+            self._pack(shape, body)
+        else:
+            submitter.define_at_broker(shape)
+            message = wire.SubmitActorCalls(session.store.process, session.job, self.actor, self.incarnation, [spec])
+            session.broker.send(wire.encode(message))
 
     def _pending(self) -> int:
         """Calls that have not ended: of all callers, when the actor lives; else those of this process that wait for it to live."""
@@ -513,6 +562,7 @@ class ActorLink:
         if self.worker:
             self.session.drop_peer(self.worker)
             self.submitter._known.pop(self.worker, None)
+        # Signal handlers run when something is called, never between plain assignments: these count as one step.
         self.worker = self.process = 0
         self.incarnation += 1
         self.sequence = 0

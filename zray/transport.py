@@ -27,6 +27,15 @@ def ipc_endpoint(directory: str, name: str) -> str:
     return f"ipc://{path}"
 
 
+class _Socket(zmq.Socket[bytes]):
+    """A socket that closes when nobody has it any more. An interrupt while it is made or closed leaves such a one, and a context waits
+    for all its sockets; what it inherits would rather warn, which where warnings are errors means that it stays open."""
+
+    def __del__(self) -> None:
+        if not self._shadow and not self.closed:
+            self.close()
+
+
 class Context:
     """One ZeroMQ context with one I/O thread. Not to be made before a fork that should survive it."""
 
@@ -36,7 +45,7 @@ class Context:
 
     def outbox(self, endpoint: str) -> Outbox:
         """Connect to a peer's inbox, which need not exist yet."""
-        socket = self.zmq.socket(zmq.DEALER)
+        socket = self.zmq.socket(zmq.DEALER, _Socket)
         socket.setsockopt(zmq.SNDHWM, 0)
         socket.setsockopt(zmq.LINGER, 500)
         socket.setsockopt(zmq.RECONNECT_IVL, 2)
@@ -46,7 +55,7 @@ class Context:
 
     def inbox(self, endpoint: str) -> Inbox:
         """Bind the inbox of this process."""
-        socket = self.zmq.socket(zmq.ROUTER)
+        socket = self.zmq.socket(zmq.ROUTER, _Socket)
         socket.setsockopt(zmq.RCVHWM, 0)
         socket.setsockopt(zmq.LINGER, 0)
         socket.bind(endpoint)
@@ -54,7 +63,7 @@ class Context:
 
     def publisher(self, endpoint: str) -> Publisher:
         """Bind a PUB socket. Messages to slow or late subscribers are dropped: they carry numbers, so that this is noticed."""
-        socket = self.zmq.socket(zmq.PUB)
+        socket = self.zmq.socket(zmq.PUB, _Socket)
         socket.setsockopt(zmq.SNDHWM, 10_000)
         socket.setsockopt(zmq.LINGER, 0)
         socket.bind(endpoint)
@@ -62,7 +71,7 @@ class Context:
 
     def subscriber(self, endpoint: str, topics: list[bytes]) -> Subscriber:
         """Connect a SUB socket to a publisher."""
-        socket = self.zmq.socket(zmq.SUB)
+        socket = self.zmq.socket(zmq.SUB, _Socket)
         socket.setsockopt(zmq.RCVHWM, 10_000)
         socket.setsockopt(zmq.LINGER, 0)
         for topic in topics:

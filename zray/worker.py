@@ -13,6 +13,7 @@ import gc
 import os
 import signal
 import sys
+import threading
 import time
 from typing import TYPE_CHECKING, Any, Final
 
@@ -62,7 +63,9 @@ class Worker:
         self.actor: ActorHost | None = None
         self.lease_epoch = 0
         self.malformed = 0
-        self._blocked = 0
+        self._blocked: set[int] = set()
+        """Threads that wait for objects. Not a count: a cancellation may interrupt them before or after they say so, and the broker
+        may hear either twice."""
         self.session.on_block = self._on_block
         self.session.on_unblock = self._on_unblock
 
@@ -70,17 +73,17 @@ class Worker:
 
     def _on_block(self) -> None:
         with self.session.lock:
-            self._blocked += 1
+            self._blocked.add(threading.get_ident())
             self.session.lent_at = time.monotonic()
-            if self._blocked == 1:
+            if len(self._blocked) == 1:
                 self.notices.flush()
                 self.session.tell(wire.Blocked(self.config.number))
 
     def _on_unblock(self) -> None:
         with self.session.lock:
-            self._blocked -= 1
-            if self._blocked == 0:
+            if self._blocked == {threading.get_ident()}:
                 self.session.tell(wire.Unblocked(self.config.number))
+            self._blocked.discard(threading.get_ident())
 
     # -- the loop -----------------------------------------------------------------------------------------------------
 
@@ -96,6 +99,8 @@ class Worker:
         instance: Any = None if self.actor is None else self.actor.instance
         while queue:
             executor.run(queue.popleft(), instance)
+            if self._blocked:
+                self._on_unblock()  # a cancellation interrupted the call when it was about to say so
             if notices.due():
                 notices.flush()
 

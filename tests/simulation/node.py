@@ -426,9 +426,15 @@ class SimNode:
         self._send(action.worker, wire.CallActor(action.process, action.incarnation, calls))
 
     def _interrupt(self, action: a.InterruptTask) -> None:
-        worker = self.workers.get(action.worker)
-        if worker is not None:
-            self.world.at(20e-6, self._signal, worker, action.task)
+        entry = self.store.entries.get(return_id(action.task, 0))
+        if entry is None or entry.state == "SEALED":
+            return
+        if entry.state != "CLAIMED":
+            self._seal(action.task, a.UNKNOWN_RETURNS, "TaskCancelledError", {"task_id": action.task.hex()})
+            return
+        for worker in self.workers.values():
+            if worker.handle == entry.claimant:
+                self.world.at(20e-6, self._signal, worker, action.task)
 
     def _signal(self, worker: Worker, task: bytes) -> None:
         if worker.alive:

@@ -171,10 +171,11 @@ class EndActor(Action, frozen=True):
 
 
 class InterruptTask(Action, frozen=True):
-    """Make the worker raise TaskCancelledError in this task if it is running it, or when it comes to it."""
+    """Interrupt whoever has claimed this task; when nobody has, seal its results with TaskCancelledError. Only the store
+    knows: copies may lie with several workers, and what they report is under way."""
 
-    worker: int
     task: bytes
+    function_name: str = ""
 
 
 class ForgetShapes(Action, frozen=True):

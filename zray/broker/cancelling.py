@@ -3,8 +3,9 @@
 Covers what a cancel means wherever the task is, forced and recursive cancels. Does not cover interrupting the function
 itself: the worker does that.
 
-A task that waits or is queued ends at once. One that a worker may be running is interrupted, and remembered so that it
-is not run again if it dies of it; with `force` its results are sealed and the process is killed.
+A task that waits or is queued ends at once, and so does one that nobody has begun. One that a worker runs is
+interrupted, and remembered so that it is not run again if it dies of it; with `force` its results are sealed and the
+process is killed.
 """
 
 from __future__ import annotations
@@ -50,6 +51,8 @@ class Canceller:
         if home is None:
             self._cancel_direct(task, force, direct, begun)
         elif type(home) is TaskQueue:
+            # A worker that it was taken back from may have begun it.
+            node.out.append(actions.InterruptTask(task, home.shape.name))
             self._end_cancelled(task, home.shape)
         elif type(home) is Waiting:
             node.dependencies.forget(home)
@@ -71,8 +74,7 @@ class Canceller:
         if queue is None:
             return
         running = [worker for worker in workers if self._first(worker) == task]
-        for worker in workers:
-            node.out.append(actions.InterruptTask(worker.number, task))
+        node.out.append(actions.InterruptTask(task, queue.shape.name))
         if force or not running:
             self._end_cancelled(task, queue.shape)
             if force:
@@ -88,18 +90,13 @@ class Canceller:
         return None
 
     def _cancel_direct(self, task: bytes, force: bool, number: int, begun: bool) -> None:
-        """A call that went straight to a leased worker or an actor, or waits for an actor: only the store knew where it
-        is. One that nobody has claimed ends at once: whoever comes to it cannot claim it any more."""
+        """A call that went straight to a leased worker or an actor, or waits for an actor: only the store knows where it
+        is."""
         node = self.node
-        if not begun:
-            node.out.append(
-                actions.SealError(task, actions.UNKNOWN_RETURNS, "TaskCancelledError", {"task_id": task.hex()})
-            )
-            return
+        node.out.append(actions.InterruptTask(task))
         worker = node.pool.workers.get(number)
-        if worker is None or worker.state in (DYING, STOPPING):
+        if not begun or worker is None or worker.state in (DYING, STOPPING):
             return
-        node.out.append(actions.InterruptTask(number, task))
         if worker.actor is None:
             self.node.interrupted.add(task)
             if force and worker.state in (LEASED, DRAINING):

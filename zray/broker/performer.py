@@ -42,8 +42,8 @@ class Performer:
         self.unreferenced: set[bytes] = set()
         """Actors without handles that have not ended yet."""
         self.detached: dict[bytes, ObjectRef] = {}
-        self.interrupts: list[a.InterruptTask] = []
-        """Those whose worker has not yet taken an earlier one."""
+        self.interrupts: list[tuple[int, bytes]] = []
+        """Workers to be signalled, and for which task, that have not yet taken an earlier one."""
         self._do: dict[type[a.Action], Callable[[Any], None]] = {
             a.StartWorker: self.start_worker,
             a.KillWorker: self.kill_worker,
@@ -337,13 +337,25 @@ class Performer:
     # -- the rest -----------------------------------------------------------------------------------------------------
 
     def interrupt_task(self, action: a.InterruptTask) -> None:
-        worker = self.broker.workers.get(action.worker)
+        ref = self.store.reference(_store.with_index(action.task, 1))
+        if ref is None:
+            return
+        # Claimed here, it cannot be begun any more.
+        if self.store.claim(action.task, 1, self.store.attempt(ref)) is not None:
+            fields: dict[str, object] = {"task_id": action.task.hex(), "function_name": action.function_name}
+            self.seal_error(a.SealError(action.task, a.UNKNOWN_RETURNS, "TaskCancelledError", fields))
+        else:
+            self._signal(self.broker.executor_of(action.task), action.task)
+
+    def _signal(self, number: int, task: bytes) -> None:
+        """Have a worker interrupt a task that it has claimed."""
+        worker = self.broker.workers.get(number)
         if worker is None or not worker.process:
             return
         if self.store.word(worker.process, wire.WORD_CANCEL):
-            self.interrupts.append(action)  # it has not taken the last one
+            self.interrupts.append((number, task))  # it has not taken the last one
             return
-        self.store.set_word(worker.process, wire.WORD_CANCEL, int.from_bytes(action.task[:8], "little"))
+        self.store.set_word(worker.process, wire.WORD_CANCEL, int.from_bytes(task[:8], "little"))
         try:
             os.kill(worker.pid, signal.SIGUSR2)
         except ProcessLookupError:
@@ -352,8 +364,8 @@ class Performer:
     def repeat_interrupts(self) -> None:
         """Try again those that had to wait."""
         waiting, self.interrupts = self.interrupts, []
-        for action in waiting:
-            self.interrupt_task(action)
+        for number, task in waiting:
+            self._signal(number, task)
 
     def forget_shapes(self, action: a.ForgetShapes) -> None:
         for key in action.shapes:

@@ -343,12 +343,12 @@ class Broker:
                 self._tell_of_actor(actor, event)
 
     def _cancel(self, message: wire.CancelTask) -> None:
-        worker = self._executor_of(message.task)
+        worker = self.executor_of(message.task)
         ref = self.store.reference(_store.with_index(message.task, 1))
         begun = ref is not None and self.store.state(ref) != _store.STATE_PENDING
         self.tell(e.TaskCancel(message.task, message.force, message.recursive, worker, begun))
 
-    def _executor_of(self, task: bytes) -> int:
+    def executor_of(self, task: bytes) -> int:
         """The worker that the store names as target or claimant of a task's first result; 0 for none."""
         ref = self.store.reference(_store.with_index(task, 1))
         if ref is None:
