@@ -203,6 +203,11 @@ def a_cancelled_task_is_only_forgotten(patch: pytest.MonkeyPatch) -> None:
 
 
 @fault
+def nobody_interrupts_a_cancelled_task(patch: pytest.MonkeyPatch) -> None:
+    wrap(patch, Canceller, "_cancel_handed", without(actions.InterruptTask))
+
+
+@fault
 def a_cancelled_task_stays_in_the_table(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(
         Canceller, "_end_cancelled", lambda self, task, shape: self.node.seal(task, shape, "TaskCancelledError", {})

@@ -241,11 +241,16 @@ class Play:
             self.refs.append((yield from self.driver.synchronous_call(plan)))
 
     def servers(self) -> Program:
-        """Tasks that end when the driver does."""
+        """Tasks that end when the driver does, or when they are cancelled, wherever they are by then."""
         plan = Plan("endless", 1e-5, 0, (), self.scenario.plain[0].key)
         specs = [self.driver.new_task(self.driver.root, plan) for _ in range(self.rng.randint(1, 5))]
-        self.endless.extend(self.driver.submit(self.driver.root, specs))
+        results = self.driver.submit(self.driver.root, specs)
+        self.endless.extend(results)
         yield 1e-6
+        if self.rng.random() < 0.5:
+            yield self.rng.choice([1e-5, 1e-4, 0.003, 0.1])
+            self.cancel_task(specs[0].id)
+            yield Get(results[:1])
 
     def cancel(self) -> Program:
         """Cancel some task."""
