@@ -478,7 +478,11 @@ class ActorLink:
                         continue
                     break
                 for index in range(1, shape.num_returns):
-                    refs.append(submitter._expect(_store.with_index(task, index + 1), self.process, None, None, site))
+                    further = _store.with_index(task, index + 1)
+                    try:
+                        refs.append(submitter._expect(further, self.process, None, None, site))
+                    except _store.TargetGone:  # who comes to the first finds the others
+                        refs.append(submitter._expect(further, 0, None, None, site))
                 number = self.sequence = spec.sequence
                 self._route(shape, spec, body, refs)
             except BaseException:

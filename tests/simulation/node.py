@@ -431,6 +431,7 @@ class SimNode:
             return
         if entry.state != "CLAIMED":
             self._seal(action.task, a.UNKNOWN_RETURNS, "TaskCancelledError", {"task_id": action.task.hex()})
+            self._look_again([return_id(action.task, 0)])
             return
         for worker in self.workers.values():
             if worker.handle == entry.claimant:

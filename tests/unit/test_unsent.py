@@ -46,3 +46,10 @@ def test_what_was_expected_of_another_dead_process_is_not_touched() -> None:
     verdict = sort_out([made(A, 5, call(A, 1)), made(B, 5)], lambda _: False, lambda _: False)
     assert not verdict.resend
     assert not verdict.lost
+
+
+def test_further_results_of_a_straight_call_go_with_the_first() -> None:
+    further = MadeResult(A[:12] + b"\2\0\0\0", A, 0, None)
+    verdict = sort_out([further, made(A, 5, call(A, 1))], lambda _: False, lambda _: True)
+    assert {target: [spec.id for spec in calls] for target, calls in verdict.resend.items()} == {5: [A]}
+    assert not verdict.lost

@@ -344,6 +344,7 @@ class Performer:
         if self.store.claim(action.task, 1, self.store.attempt(ref)) is not None:
             fields: dict[str, object] = {"task_id": action.task.hex(), "function_name": action.function_name}
             self.seal_error(a.SealError(action.task, a.UNKNOWN_RETURNS, "TaskCancelledError", fields))
+            self.broker.look_again([result.binary() for result in self._results(action.task, a.UNKNOWN_RETURNS)])
         else:
             self._signal(self.broker.executor_of(action.task), action.task)
 

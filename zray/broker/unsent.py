@@ -79,9 +79,11 @@ def sort_out(made: Iterable[MadeResult], known: Callable[[bytes], bool], alive: 
         alive: whether a process lives; what was expected of a dead one was dealt with when that one died.
     """
     verdict = Verdict()
-    for result in made:
+    results = list(made)
+    with_target = {result.task for result in results if result.target}  # further results of a call may have none
+    for result in results:
         if result.target == 0:
-            if not known(result.task):
+            if result.task not in with_target and not known(result.task):
                 verdict.lost.append(result.id)
         elif result.spec is not None and alive(result.target):
             verdict.resend.setdefault(result.target, []).append(result.spec)
