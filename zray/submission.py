@@ -10,7 +10,8 @@ finds them half a millisecond later. The flusher sleeps unless something is pack
 **Routes of a task.** A process that submits one call, waits for it, and submits the next asks the broker for a worker of its own; as long
 as it has that lease and its previous call there is done, it sends the next straight to that worker. All else goes through the broker.
 
-**Routes of an actor call.** Straight to the actor's inbox, numbered per caller and incarnation; through the broker while the actor is not (or no longer) alive.
+**Routes of an actor call.** Straight to the actor's inbox, numbered per caller and incarnation; through the broker while the actor is not (or no longer)
+alive, and for the first call to an incarnation that replaced another.
 
 **Interrupts.** A signal handler (Ctrl-C, an alarm) may raise between any two steps. A call that was interrupted before it has a number is
 taken back (`Submitter._take_back`); one that has a number is sent, perhaps twice. Everywhere else the order of steps is such that what was
@@ -500,9 +501,10 @@ class ActorLink:
         if self.known_dead is not None:
             for ref in refs:
                 session.store.seal_forced(ref, self.known_dead, _store.KIND_ERROR_FLAG, 0)
-        elif self.process:
+        elif self.process and not (self.incarnation and spec.sequence == 1):
             self._pack(shape, body)
         else:
+            # The first call to a later incarnation, too: earlier calls, meant for the one before, may still be with the broker.
             submitter.define_at_broker(shape)
             message = wire.SubmitActorCalls(session.store.process, session.job, self.actor, self.incarnation, [spec])
             session.broker.send(wire.encode(message))

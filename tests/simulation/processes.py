@@ -156,7 +156,7 @@ class ActorLink:
             break
         if self.dead is not None:
             node.store.force(result, self.dead)
-        elif self.target:
+        elif self.target and not (self.incarnation and self.sequence == 1):
             process.peer(self.worker).send(wire.CallActor(process.handle, self.incarnation, [copy_of(spec)]))
         else:
             process.to_broker.send(
