@@ -17,7 +17,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from zray import api, errors, failures, wire
+from zray import api, eager_tasks, errors, failures, wire
 from zray.call_order import CallOrder
 from zray.execution import ActorExitRequested, Claimed, DependencyFailed
 from zray.session import RUNNING, TaskContext
@@ -179,9 +179,10 @@ class ActorHost:
                     self._starting.discard(word)
                     self.executor.interrupted.pop(word, None)
                 else:
-                    task = loop.create_task(self._run_async(call))
-                    under_way.add(task)
-                    task.add_done_callback(finished)
+                    task = eager_tasks.start(loop, self._run_async(call))
+                    if task is not None:
+                        under_way.add(task)
+                        task.add_done_callback(finished)
 
         def finished(task: asyncio.Task[None]) -> None:
             under_way.discard(task)
@@ -192,7 +193,7 @@ class ActorHost:
             # The descriptor is edge-triggered: drain.
             while (frame := worker.inbox.next_frame_nowait()) is not None:
                 worker.handle(frame)
-            start_some()
+                start_some()
 
         loop.add_reader(worker.inbox.fileno(), readable)
         while True:
