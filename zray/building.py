@@ -68,9 +68,5 @@ def _stream_of(shape: tuple[int, ...], kind: Any, size: int) -> bytes:
     """The pickle of an array of this shape with its buffer out of band."""
     kept: list[pickle.PickleBuffer] = []
     # A view with the right shape over a lazily mapped region costs no memory: only its description is pickled.
-    with mmap.mmap(-1, size) as region:
-        array = numpy.frombuffer(region, kind).reshape(shape)
-        stream = pickle.dumps(array, protocol=5, buffer_callback=kept.append)
-        kept.clear()
-        del array
-    return stream
+    array = numpy.frombuffer(mmap.mmap(-1, size), kind).reshape(shape)
+    return pickle.dumps(array, protocol=5, buffer_callback=kept.append)

@@ -576,7 +576,10 @@ class ActorLink:
         self._look_up()
 
     def is_over(self) -> bool:
-        """Whether nobody would miss this link but the handles that have it: nothing was sent to a process that lives or may yet."""
+        """Whether nobody would miss this link but the handles that have it: none is left anywhere, or nothing was sent to a
+        process that lives or may yet."""
+        if self.session.store.reference(self.actor) is None:
+            return True
         if not self.process and self.known_dead is None:
             self._look_up()
         if self.process and not self.session.store.alive(self.process):

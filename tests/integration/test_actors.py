@@ -708,3 +708,20 @@ def test_many_callers_of_one_actor(counter: Any) -> None:
     rows = zray.get([call.remote(actor, 100) for _ in range(4)])
     assert sorted(value for row in rows for value in row) == list(range(1, 401))
     assert all(row == sorted(row) for row in rows)
+
+
+def test_killed_actors_leave_nothing_behind() -> None:
+    @zray.remote(num_cpus=0)
+    class Short:
+        def value(self) -> int:
+            return 1
+
+    before = query("statistics")["entries"]
+    for _ in range(15):
+        actors = [Short.remote() for _ in range(10)]
+        assert zray.get([actor.value.remote() for actor in actors]) == [1] * 10
+        for actor in actors:
+            zray.kill(actor)
+        del actors, actor
+    # This process looks for connections that are of no more use when it makes new ones: some are always left.
+    wait_for(lambda: query("statistics")["entries"] < before + 75, what="the entries of killed actors have gone")
