@@ -395,3 +395,25 @@ def check_leaks(before: Footprint, timeout: float = 3.0) -> None:
         gc.collect()
         leaks = Footprint.take().leaks_since(before)
     assert not leaks, "left behind:\n  " + "\n  ".join(leaks)
+
+
+_AGAIN_S = 0.05
+"""An interrupt that came in a destructor is lost; the next comes so much later."""
+
+
+def until_interrupted(seconds: float, step: Callable[[], object]) -> None:
+    """Repeat a step until KeyboardInterrupt is raised in it after some time, as by the handler of a signal."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, seconds, _AGAIN_S)
+        while True:
+            step()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, before)

@@ -300,6 +300,53 @@ cdef class Room:
             zs_abort(&self.store.s, self.slot)
 
 
+@cython.final
+cdef class Spilling:
+    """A value on its way to disk. Dropped before `finish`, wherever an interrupt came, it stays in memory as it was."""
+
+    cdef Store store
+    cdef uint32_t slot
+    cdef readonly bytes id
+    cdef readonly object view
+    cdef bint over
+
+    def finish(self):
+        """The bytes are on disk: free their block; False when somebody started to read them meanwhile."""
+        self.over = True
+        return zs_spilled(&self.store.s, self.slot) == ZS_OK
+
+    def give_up(self):
+        """Leave the value in memory."""
+        if not self.over and self.store is not None and not self.store.closed:
+            self.over = True
+            zs_spill_abort(&self.store.s, self.slot)
+
+    def __dealloc__(self):
+        if not self.over and self.store is not None and not self.store.closed:
+            zs_spill_abort(&self.store.s, self.slot)
+
+
+@cython.final
+cdef class Restoring:
+    """A spilled value on its way back into memory. Dropped before `finish`, wherever an interrupt came, it stays on disk."""
+
+    cdef Store store
+    cdef readonly ObjectRef ref
+    cdef readonly object view
+    cdef bint over
+
+    def finish(self, bint good):
+        """The view is filled, or (not good) cannot be; return whether the value is in memory now."""
+        if self.over or self.store is None or self.store.closed:
+            return False
+        self.over = True
+        return zs_restored(&self.store.s, self.ref.slot, good) == ZS_OK and good
+
+    def __dealloc__(self):
+        if not self.over and self.store is not None and not self.store.closed:
+            zs_restored(&self.store.s, self.ref.slot, 0)
+
+
 cdef inline void copy_in(uint8_t *to, const void *source, size_t size) noexcept:
     if size > 65536:
         with nogil:
@@ -936,36 +983,36 @@ cdef class Store:
     # -- room ---------------------------------------------------------------------------------------------------------
 
     def spill_candidate(self, uint64_t min_size):
-        """Return (slot, id, kind, pinned bytes) of the least recently used object in memory that nobody reads, or None."""
+        """Begin to spill the least recently used object in memory that nobody reads: return a Spilling, or None when there is none."""
         cdef uint32_t slot = 0
         cdef zs_view view
-        cdef Buffer buffer
+        cdef Spilling spilling
         if zs_spill_candidate(&self.s, min_size, &slot, &view) != ZS_OK:
             return None
-        return slot, self._id_of(slot), PyMemoryView_FromMemory(<char *>view.data, view.size, PyBUF_READ)
+        spilling = Spilling.__new__(Spilling)
+        spilling.store = self
+        spilling.slot = slot
+        spilling.id = self._id_of(slot)
+        spilling.view = PyMemoryView_FromMemory(<char *>view.data, view.size, PyBUF_READ)
+        return spilling
 
-    def spilled(self, uint32_t slot):
-        """The candidate's bytes are on disk: free its block; False when somebody started to read it meanwhile."""
-        return zs_spilled(&self.s, slot) == ZS_OK
-
-    def spill_abort(self, uint32_t slot):
-        zs_spill_abort(&self.s, slot)
-
-    def restore_begin(self, ObjectRef ref):
-        """Open a block for a spilled value: return a writable memoryview, or None when somebody else restores it. Raises StoreFull."""
+    def restore(self, ObjectRef ref):
+        """Open a block for a spilled value: return a Restoring, or None when somebody else restores it. Raises StoreFull."""
         cdef uint8_t *data = NULL
         cdef uint64_t size = 0
         cdef int code
+        cdef Restoring restoring
         with nogil:
             code = zs_restore(&self.s, ref.slot, &data, &size)
         if code == ZS_BAD_STATE:
             return None
         if code != ZS_OK:
             raise_code(code, "restoring an object", size)
-        return PyMemoryView_FromMemory(<char *>data, size, PyBUF_WRITE)
-
-    def restore_end(self, ObjectRef ref, bint good):
-        return zs_restored(&self.s, ref.slot, good) == ZS_OK
+        restoring = Restoring.__new__(Restoring)
+        restoring.ref = ref
+        restoring.store = self
+        restoring.view = PyMemoryView_FromMemory(<char *>data, size, PyBUF_WRITE)
+        return restoring
 
     def discard(self, ObjectRef ref, bytes stream, int kind):
         """Replace a value by a small error although it is referenced; False while somebody reads it."""

@@ -232,8 +232,9 @@ class ActorClass(Generic[T_co]):
             found = wire_bytes(bearer)
             if found != actor:
                 other = session.store.reference(found)
-                if other is not None:
-                    return ActorHandle(found, other, self._name, methods, spec.max_pending_calls)
+                if other is None:  # its last handle went meanwhile: the name is free, or will be in a moment
+                    return self.remote(*args, **kwargs)
+                return ActorHandle(found, other, self._name, methods, spec.max_pending_calls)
         return ActorHandle(actor, life, self._name, methods, spec.max_pending_calls)
 
 

@@ -118,32 +118,30 @@ class ObjectStore:
             candidate = self.store.spill_candidate(_PAGE) or self.store.spill_candidate(1)
             if candidate is None:
                 break
-            slot, object_id, view = candidate
-            length = len(view)
-            if self._spill(slot, object_id, view):
-                freed += length
+            if self._spill(candidate):
+                freed += len(candidate.view)
         return freed > 0
 
-    def _spill(self, slot: int, object_id: bytes, view: Any) -> bool:
+    def _spill(self, value: _store.Spilling) -> bool:
         # The file is whole and has its name before the entry says that it is there. Several processes may write the same value
         # in turn: each into a file of its own, and whichever comes last under the name holds the same bytes.
-        path = os.path.join(self.spill_directory, object_id.hex())
+        path = os.path.join(self.spill_directory, value.id.hex())
         part = f"{path}.{os.getpid()}-{threading.get_ident()}.part"
         try:
             with open(part, "wb", buffering=0) as file:
-                remaining = memoryview(view)
+                remaining = value.view
                 while remaining:
                     remaining = remaining[file.write(remaining) :]
             os.replace(part, path)
         except BaseException as error:
-            self.store.spill_abort(slot)
+            value.give_up()
             self._remove(part)
             if isinstance(error, OSError):
-                raise self._disk_error(error, len(view)) from error
+                raise self._disk_error(error, len(value.view)) from error
             raise
-        if not self.store.spilled(slot):
+        if not value.finish():
             return False  # in use again: the file stays until the value goes (another process may just have spilled it)
-        self.spilled_bytes += len(view)
+        self.spilled_bytes += len(value.view)
         return True
 
     def _disk_error(self, error: OSError, size: int) -> Exception:
@@ -164,24 +162,24 @@ class ObjectStore:
     def _restore(self, ref: ObjectRef) -> bool:
         """Read a spilled value back into memory; False when it must be read from its file (no room, or another process is at it)."""
         try:
-            room = self._with_room(self.store.describe(ref)[4], lambda: self.store.restore_begin(ref), lambda: None)
+            value = self._with_room(self.store.describe(ref)[4], lambda: self.store.restore(ref), lambda: None)
         except (errors.ObjectStoreFullError, errors.OutOfDiskError):
             return False
-        if room is None:
+        if value is None:
             return False
         good = False
         try:
             with self._open_spilled(ref) as file:
                 done = 0
-                while done < len(room):
-                    count = file.readinto(room[done:])
+                while done < len(value.view):
+                    count = file.readinto(value.view[done:])
                     if not count:
                         break
                     done += count
-                good = done == len(room)
+                good = done == len(value.view)
         finally:
-            self.store.restore_end(ref, good)
-        self.restored_bytes += len(room)
+            good = value.finish(good)
+        self.restored_bytes += len(value.view)
         return good
 
     def _open_spilled(self, ref: ObjectRef) -> Any:

@@ -725,3 +725,15 @@ def test_killed_actors_leave_nothing_behind() -> None:
         del actors, actor
     # This process looks for connections that are of no more use when it makes new ones: some are always left.
     wait_for(lambda: query("statistics")["entries"] < before + 75, what="the entries of killed actors have gone")
+
+
+def test_get_if_exists_just_after_the_last_handle_went() -> None:
+    @zray.remote(num_cpus=0)
+    class Named:
+        def value(self) -> int:
+            return 1
+
+    for _ in range(150):
+        actor = Named.options(name="again", get_if_exists=True).remote()
+        assert zray.get(actor.value.remote(), timeout=30) == 1
+        del actor

@@ -6,18 +6,14 @@ Each test interrupts so often that every step of a submission and of a wait is h
 from __future__ import annotations
 
 import random
-import signal
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 import zray
-from tests.helpers import cpus_are_free, wait_for
+from tests.helpers import cpus_are_free, until_interrupted, wait_for
 from zray.exceptions import TaskCancelledError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 WARM = {"num_cpus": 2}
 pytestmark = [
@@ -26,26 +22,6 @@ pytestmark = [
     # An exception that a signal handler raises while a destructor runs is lost: Python allows nothing else.
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
-_AGAIN_S = 0.05
-"""An interrupt that came in a destructor is lost; the next comes so much later."""
-
-
-def until_interrupted(seconds: float, step: Callable[[], object]) -> None:
-    """Repeat a step until KeyboardInterrupt is raised in it after some time, as by the handler of a signal."""
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGALRM, interrupt)
-    try:
-        signal.setitimer(signal.ITIMER_REAL, seconds, _AGAIN_S)
-        while True:
-            step()
-    except KeyboardInterrupt:
-        pass
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0.0)
-        signal.signal(signal.SIGALRM, before)
 
 
 @zray.remote(num_cpus=0)

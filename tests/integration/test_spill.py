@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import random
 import subprocess
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 import zray
-from tests.helpers import Program, broker_pid, object_state, private_bytes, query, wait_for
+from tests.helpers import Program, broker_pid, object_state, private_bytes, query, until_interrupted, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -258,3 +259,23 @@ def test_writable_copies_of_what_is_not_in_memory(zray_session: Callable[..., An
     del held
     with pytest.raises(zray.exceptions.ObjectStoreFullError, match=r"zray\.create"):
         zray.create((1 << 40,), np.float64)
+
+
+@pytest.mark.timeout(method="thread")  # SIGALRM is taken
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_interrupts_while_values_are_spilled_and_restored() -> None:
+    zray.init(num_cpus=1, object_store_memory=20 << 20)
+    draw = random.Random(1)
+    kept: list[Any] = []
+
+    def step() -> None:
+        kept.append(zray.put(np.full(1 << 20, len(kept), dtype=np.uint8)))
+        if len(kept) > 40:
+            del kept[:30]
+        zray.get(draw.choice(kept))
+
+    for _ in range(400):
+        until_interrupted(0.0001 + draw.random() ** 2 * 0.004, step)
+    kept.clear()
+    gc.collect()
+    wait_for(lambda: query("statistics")["used"] < 1 << 20, what="nothing stays in memory")
