@@ -217,16 +217,25 @@ class ActorClass(Generic[T_co]):
             class_name=self._name,
             methods=methods,
         )
-        life = session.store.put_life(actor, b"")
-        # The address object holds the constructor's arguments until the actor lives; the broker holds them for restarts.
-        session.store.expect(_store.with_index(actor, 1), 0, call.refs, None, "")
         reply = session.expect_reply() if name else None
+        message = wire.encode(wire.CreateActor(session.store.process, spec, reply.binary() if reply else b""))
+        life = session.store.put_life(actor, b"")
+        sent = False
         with submitter.lock:
-            submitter.flush()
-            submitter.define_at_broker(shape)
-            session.broker.send(
-                wire.encode(wire.CreateActor(session.store.process, spec, reply.binary() if reply else b""))
-            )
+            try:
+                # The address object holds the constructor's arguments until the actor lives; the broker holds them for restarts.
+                submitter.expect(_store.with_index(actor, 1), 0, call.refs, None, "")
+                submitter.flush()
+                submitter.define_at_broker(shape)
+                sent = True
+                session.broker.send(message)
+            except BaseException:
+                # Interrupted: once more where it may have been sent (nobody has the handle, so it will not live long).
+                if sent:
+                    session.broker.send(message)
+                else:
+                    submitter.take_back(actor, shape)
+                raise
         if reply is not None:
             bearer = session.reply_of(reply)
             found = wire_bytes(bearer)

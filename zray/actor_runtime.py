@@ -47,10 +47,8 @@ class ActorHost:
         self._pool: queue.SimpleQueue[TaskSpec | None] = queue.SimpleQueue()
         self._running = 0
         self._state_lock = threading.Lock()
-        self._coroutines: dict[int, tuple[asyncio.AbstractEventLoop, asyncio.Task[None]]] = {}
+        self._coroutines: dict[int, asyncio.Task[None]] = {}
         """Asynchronous calls under way, by the word that names them in a cancellation."""
-        self._starting: set[int] = set()
-        """Words of asynchronous calls that are claimed, or about to be, and have not made their first step."""
 
     # -- birth --------------------------------------------------------------------------------------------------------
 
@@ -172,13 +170,8 @@ class ActorHost:
         def start_some() -> None:
             while waiting and len(under_way) < limit:
                 spec = waiting.popleft()
-                word = word_of(spec.id)
-                self._starting.add(word)
                 call = self.executor.claim(spec)
-                if call is None:
-                    self._starting.discard(word)
-                    self.executor.interrupted.pop(word, None)
-                else:
+                if call is not None:
                     task = eager_tasks.start(loop, self._run_async(call))
                     if task is not None:
                         under_way.add(task)
@@ -203,15 +196,13 @@ class ActorHost:
             if self.exiting and not under_way and not waiting:
                 self.leave()
 
-    def cancel(self, word: int) -> None:
-        """Cancel the asynchronous call with this word, if it is under way (called from a signal handler)."""
-        found = self._coroutines.get(word)
-        if found is not None:
-            self.executor.interrupted[word] = None
-            found[0].call_soon_threadsafe(found[1].cancel)
-        elif word in self._starting:
-            # Cancelled before its first step a coroutine would never run, and its result never be sealed.
-            self.executor.interrupted[word] = None
+    def cancel(self, call: bytes) -> None:
+        """Cancel an asynchronous call, if it is under way."""
+        word = word_of(call)
+        self.executor.remember_cancelled(word)
+        task = self._coroutines.get(word)
+        if task is not None:
+            task.cancel()
 
     async def _run_async(self, call: Claimed) -> None:
         executor = self.executor
@@ -219,9 +210,9 @@ class ActorHost:
         word = word_of(call.spec.id)
         task = asyncio.current_task()
         assert task is not None
-        self._coroutines[word] = asyncio.get_running_loop(), task
-        self._starting.discard(word)
+        self._coroutines[word] = task
         try:
+            # Before its first step a task that is cancelled would never run, nor seal anything.
             if word in executor.interrupted:
                 raise asyncio.CancelledError
             shape, spec = call.shape, call.spec

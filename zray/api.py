@@ -180,8 +180,9 @@ def init(
             preload=None if preload is None else list(preload),
             log_to_driver=log_to_driver,
         )
-        started = nodes_.start(settings, os.getpid())
+        started = None
         try:
+            started = nodes_.start(settings, os.getpid())
             session = _connect(started, namespace, log_to_driver)
             _node = started
             submitter = Submitter(session)
@@ -193,7 +194,8 @@ def init(
             atexit.register(_shutdown_at_exit)
         except BaseException:
             shutdown()
-            started.stop()
+            if started is not None:
+                started.stop()
             raise
         return SessionContext(_facts(session))
 
@@ -304,6 +306,8 @@ def shutdown(_exiting_interpreter: bool = False) -> None:
         if session is None or session.worker:
             return
         atexit.unregister(_shutdown_at_exit)
+        if _watcher is not None:
+            _watcher.stop()  # before the broker ends the tasks: open futures are cancelled, they do not fail
         if not session.closed and submitter is not None:
             try:
                 submitter.stop()
@@ -311,8 +315,6 @@ def shutdown(_exiting_interpreter: bool = False) -> None:
                     session.tell(wire.Goodbye(session.store.process, session.job))
             except errors.ZrayError:
                 pass
-        if _watcher is not None:
-            _watcher.stop()
         if _tail is not None:
             _tail.stop()
         hooks = _store.hooks
@@ -464,14 +466,18 @@ def cancel(ref: ObjectRef, *, force: bool = False, recursive: bool = True) -> No
 
     Args:
         ref: a result of the task.
-        force: end the worker process that runs it.
+        force: end the worker process that runs it. Calls of actors are interrupted at most: the actor lives on.
         recursive: cancel the tasks it started, too.
+
+    A running call of an actor with max_concurrency > 1 that is not asynchronous cannot be interrupted.
 
     Raises:
         TypeError: not a reference to a task's result.
     """
     if type(ref) is not ObjectRef:
         raise TypeError(f"zray.cancel() takes a reference, not {_described(ref)}")
+    if ids.is_put(ref.binary()):
+        raise TypeError("zray.cancel() takes the reference of a task's result: nothing runs to make what was put")
     session = current_session()
     if not session.store.done(ref):
         session.tell(wire.CancelTask(ref.task_id(), force, recursive))
@@ -607,6 +613,7 @@ def _after_fork_in_child() -> None:
         return
     session.store.fork_child(_embryo)
     atexit.unregister(_shutdown_at_exit)
+    session.closed = True  # in this process: what was prepared for it (functions, handles) is prepared anew
     child = Session(session.config, session.store)
     child.root = session.current().in_forked_child()
     RUNNING.set(child.root)

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import traceback
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from zray import _store, errors, failures, serialization, wire
 from zray.object_store import NOT_HERE, Failed, ObjectRef
@@ -34,6 +34,7 @@ _NOTICE_S: Final = 0.002
 _LATE_NOTICES: Final = 512
 _LATE_NOTICE_S: Final = 0.02
 """The same for calls that did not come from the broker: it does not wait for their ends, and each message wakes it."""
+_STUCK_S: Final = 2.0
 _WORDS_KEPT: Final = 1000
 """Cancellations remembered for calls that have not begun; most are for calls that had just ended."""
 _LOG_CAP: Final = 16 << 20
@@ -203,6 +204,8 @@ class Executor:
 
     def succeed(self, call: Claimed, value: Any) -> None:
         """Seal the results of a call that returned."""
+        if self.session.closed:
+            self._end_forked_child(None)
         try:
             if call.shape.num_returns == 1:
                 packed = [serialization.dumps(value, what=f"the result of {call.shape.name}")]
@@ -247,6 +250,8 @@ class Executor:
 
     def fail(self, call: Claimed, error: BaseException) -> None:
         """Seal the failure of a call, or leave it to the broker when it shall run again."""
+        if self.session.closed:
+            self._end_forked_child(error)
         micros = (time.perf_counter_ns() - call.start) // 1000
         if isinstance(error, SystemExit) and not isinstance(error, ActorExitRequested):
             self.leave(error.code)
@@ -283,21 +288,43 @@ class Executor:
         except _NOT_SEALED:
             small = serialization.Packed(serialization.KIND_ERROR, failures.NO_ROOM_DATA, [], [])
             self._seal_all(call, [small], 0)
+        # An exception that is a variable of the frame that raised it would keep that frame, and what it held, until the next
+        # collection of cycles, which an idle worker does not come to.
+        traceback.clear_frames(error.__traceback__)
         self.notices.add(call.spec.id, status, micros)
         if leaving:
             self.session.tell_last(wire.ActorExit(self.session.worker, self.actor_id))
             self.leave(0)
 
+    @staticmethod
+    def _end_forked_child(error: BaseException | None) -> NoReturn:
+        """A process that user code forked came to the end of the function: the call is its parent's, so here it ends."""
+        if isinstance(error, SystemExit):
+            status = error.code if isinstance(error.code, int) else 0 if error.code is None else 1
+        else:
+            status = 0 if error is None else 1
+            if error is not None:
+                traceback.print_exception(error)
+        try:
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:
+            os._exit(status & 0xFF)
+
     def interrupts(self, word: int) -> bool:
         """Whether the call that this word of a cancellation names is running here and to be interrupted now. One that does not
         run yet is interrupted when it begins."""
-        self.interrupted[word] = None
-        if len(self.interrupted) > _WORDS_KEPT:
-            del self.interrupted[next(iter(self.interrupted))]
+        self.remember_cancelled(word)
         if int.from_bytes(self.interruptible[:8], "little") != word:
             return False
         self.interruptible = b""
         return True
+
+    def remember_cancelled(self, word: int) -> None:
+        """The call with this word is cancelled, should it come to be run here."""
+        self.interrupted[word] = None
+        if len(self.interrupted) > _WORDS_KEPT:
+            del self.interrupted[next(iter(self.interrupted))]
 
     def _was_interrupted(self, task: bytes) -> bool:
         return int.from_bytes(task[:8], "little") in self.interrupted
@@ -334,9 +361,12 @@ class Executor:
         except BaseException:
             traceback.print_exc()
         self.publish_log()
-        self.notices.flush()
-        self.session.flush()
-        self.session.context.close()
+        # Never given back: other threads may submit until the very end, and a socket is used by one at a time. Who holds it for
+        # long is stuck.
+        if self.session.lock.acquire(timeout=_STUCK_S):
+            self.notices.flush()
+            self.session.flush()
+            self.session.context.close()
         status = code if isinstance(code, int) else 0 if code is None else 1
         os._exit(status & 0xFF)
 

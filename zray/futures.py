@@ -43,6 +43,9 @@ class ResultWatcher:
             if self._failure is not None:
                 future.set_exception(self._failure)
                 return future
+            if self._stopping:
+                future.cancel()
+                return future
             self._added.append((ref, future))
             if self._thread is None:
                 thread = threading.Thread(target=self._loop, name="zray-results", daemon=True)
@@ -98,12 +101,15 @@ class ResultWatcher:
                 else:
                     rest.append((ref, future))
             watched = rest
-        for _, future in watched + self._added:
+            refs.clear()
+            rest = ref = future = None  # type: ignore[assignment]  # what was resolved is not held until the next comes
+        for _, future in watched + self._added:  # nothing is added once it stops
             future.cancel()
 
     def stop(self) -> None:
         """End the thread; futures that are still open are cancelled."""
-        self._stopping = True
+        with self._lock:
+            self._stopping = True
         thread = self._thread
         if thread is not None:
             self.session.store.ring(self.session.store.process)

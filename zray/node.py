@@ -7,6 +7,7 @@ written anywhere, and no TCP port is opened.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import math
 import os
@@ -194,44 +195,51 @@ def start(settings: NodeSettings, driver_pid: int) -> Node:
     remove_stale_sessions(root)
     session = secrets.token_hex(4)
     directory = os.path.join(root, session)
-    os.mkdir(directory, 0o700)
-    os.mkdir(os.path.join(directory, "logs"), 0o700)
-    alive = hold_session(directory)
     spill = os.environ.get("ZRAY_SPILL_DIR")
     spill_directory = os.path.join(spill, f"zray-{session}") if spill else os.path.join(directory, "spill")
-    os.makedirs(spill_directory, 0o700)
-    ready, ready_fd = os.pipe()
     memory = memory_bytes()
     store_capacity = settings.object_store_memory or int(memory * 0.3)
-    config = BrokerConfig(
-        directory=directory,
-        spill_directory=spill_directory,
-        session=session,
-        node=ids.random_id().hex(),
-        driver_pid=driver_pid,
-        ready_fd=ready_fd,
-        resources=_resources(settings, memory - store_capacity, store_capacity),
-        labels=settings.labels,
-        store_capacity=store_capacity,
-        max_objects=settings.max_objects,
-        preload=["numpy"] if settings.preload is None else settings.preload,
-        log_to_driver=settings.log_to_driver,
-        python=sys.version,
-    )
-    process = _spawn(config, directory, ready_fd)
-    os.close(ready_fd)
-    try:
-        line = _read_line(ready, process)
-    finally:
-        os.close(ready)
-    word, _, rest = line.partition(" ")
-    if word != "ready":
-        process.wait()
-        os.close(alive)
-        log = _read_text(os.path.join(directory, "broker.log"))
-        shutil.rmtree(directory, ignore_errors=True)
-        raise errors.ZraySystemError(f"the broker could not start: {rest or log or 'it ended without a word'}")
-    return Node(directory, process, int(rest), alive)
+    with contextlib.ExitStack() as undo:  # whatever fails or interrupts it, nothing stays
+        undo.callback(shutil.rmtree, spill_directory, ignore_errors=True)
+        undo.callback(shutil.rmtree, directory, ignore_errors=True)
+        os.mkdir(directory, 0o700)
+        os.mkdir(os.path.join(directory, "logs"), 0o700)
+        alive = hold_session(directory)
+        undo.callback(os.close, alive)
+        os.makedirs(spill_directory, 0o700)
+        ready, ready_fd = os.pipe()
+        with open(ready, "rb", buffering=0), open(ready_fd, "wb", buffering=0) as broker_end:
+            config = BrokerConfig(
+                directory=directory,
+                spill_directory=spill_directory,
+                session=session,
+                node=ids.random_id().hex(),
+                driver_pid=driver_pid,
+                ready_fd=ready_fd,
+                resources=_resources(settings, memory - store_capacity, store_capacity),
+                labels=settings.labels,
+                store_capacity=store_capacity,
+                max_objects=settings.max_objects,
+                preload=["numpy"] if settings.preload is None else settings.preload,
+                log_to_driver=settings.log_to_driver,
+                python=sys.version,
+            )
+            process = _spawn(config, directory, ready_fd)
+            undo.callback(_end, process)
+            broker_end.close()
+            line = _read_line(ready, process)
+        word, _, rest = line.partition(" ")
+        if word != "ready":
+            process.wait()
+            log = _read_text(os.path.join(directory, "broker.log"))
+            raise errors.ZraySystemError(f"the broker could not start: {rest or log or 'it ended without a word'}")
+        undo.pop_all()
+        return Node(directory, process, int(rest), alive)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
 
 
 def _resources(settings: NodeSettings, memory: int, store_capacity: int) -> dict[str, float]:

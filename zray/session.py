@@ -173,7 +173,11 @@ class Session:
     def request(self, make: Callable[[bytes], wire.Message], timeout: float = 60.0) -> bytes:
         """Send a message that names a reply, wait for it, return its bytes; raise the error it carries. timeout in seconds."""
         reply = self.expect_reply()
-        self.tell(make(reply.binary()))
+        try:
+            self.tell(make(reply.binary()))
+        except BaseException:  # interrupted, perhaps before it was sent: nobody may ever answer
+            self.store.seal_forced(reply, b"", _store.KIND_ERROR_FLAG, 0)
+            raise
         return self.reply_of(reply, timeout)
 
     def reply_of(self, reply: ObjectRef, timeout: float = 60.0) -> bytes:

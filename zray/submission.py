@@ -14,7 +14,7 @@ as it has that lease and its previous call there is done, it sends the next stra
 alive, and for the first call to an incarnation that replaced another.
 
 **Interrupts.** A signal handler (Ctrl-C, an alarm) may raise between any two steps. A call that was interrupted before it has a number is
-taken back (`Submitter._take_back`); one that has a number is sent, perhaps twice. Everywhere else the order of steps is such that what was
+taken back (`Submitter.take_back`); one that has a number is sent, perhaps twice. Everywhere else the order of steps is such that what was
 interrupted is done again: whoever receives a frame twice drops the second, because calls are numbered and results are claimed once.
 """
 
@@ -180,18 +180,19 @@ class Submitter:
                     refs = self._submit_direct(use, lease, spec, call, site)
                     if refs is not None:
                         return refs
-                refs = [self._expect(_store.with_index(task, 1), 0, call.refs, None, site)]
+                refs = [self.expect(_store.with_index(task, 1), 0, call.refs, None, site)]
                 for index in range(1, shape.num_returns):
-                    refs.append(self._expect(_store.with_index(task, index + 1), 0, None, None, site))
+                    refs.append(self.expect(_store.with_index(task, index + 1), 0, None, None, site))
                 use.last_slot = refs[0].slot
                 self._pack_task(use, spec, context)
             except BaseException:
-                self._take_back(task, shape)
+                self.take_back(task, shape)
                 raise
         return refs
 
-    def _take_back(self, task: bytes, shape: CallShape) -> None:
-        """End a call whose submission failed or was interrupted: nobody has its references. Wherever its spec got to, it can no longer be claimed."""
+    def take_back(self, task: bytes, shape: CallShape) -> None:
+        """End a call (or the creation of an actor) whose submission failed or was interrupted: nobody has its references. Wherever
+        its spec got to, it can no longer be claimed."""
         store = self.session.store
         for index in range(max(1, shape.num_returns)):
             ref = store.reference(_store.with_index(task, index + 1))
@@ -199,7 +200,7 @@ class Submitter:
                 store.seal_forced(ref, _taken_back(task, shape), _store.KIND_ERROR_FLAG, 0)
         self._wake_flusher()  # for those packed before it
 
-    def _expect(
+    def expect(
         self, object_id: bytes, target: int, deps: list[ObjectRef] | None, spec: bytes | None, site: str
     ) -> ObjectRef:
         """Make a pending result, spilling others when the store has no room for the kept spec."""
@@ -221,9 +222,8 @@ class Submitter:
         if not use.defined:
             self._send_tasks()
             self.session.broker.send(wire.encode(wire.DefineShapes([use.shape])))
-            use.defined = (
-                True  # afterwards, here and wherever shapes are defined: an interrupt in between has it sent twice
-            )
+            # Afterwards, here and wherever shapes are defined: an interrupt in between has it sent twice.
+            use.defined = True
         if context.task != self._parent:
             self._send_tasks()
             self._parent = context.task
@@ -304,9 +304,9 @@ class Submitter:
         body = _encode(spec)
         shape = use.shape
         try:
-            refs = [self._expect(_store.with_index(spec.id, 1), lease.process, call.refs, body, site)]
+            refs = [self.expect(_store.with_index(spec.id, 1), lease.process, call.refs, body, site)]
             for index in range(1, shape.num_returns):
-                refs.append(self._expect(_store.with_index(spec.id, index + 1), 0, None, None, site))
+                refs.append(self.expect(_store.with_index(spec.id, index + 1), 0, None, None, site))
         except _store.TargetGone:
             use.lease = None
             session.drop_peer(lease.worker)
@@ -473,7 +473,7 @@ class ActorLink:
                     )
                     body = _encode(spec)
                     try:
-                        refs = [submitter._expect(_store.with_index(task, 1), self.process, held, body, site)]
+                        refs = [submitter.expect(_store.with_index(task, 1), self.process, held, body, site)]
                     except _store.TargetGone:
                         self._died()
                         continue
@@ -481,9 +481,9 @@ class ActorLink:
                 for index in range(1, shape.num_returns):
                     further = _store.with_index(task, index + 1)
                     try:
-                        refs.append(submitter._expect(further, self.process, None, None, site))
+                        refs.append(submitter.expect(further, self.process, None, None, site))
                     except _store.TargetGone:  # who comes to the first finds the others
-                        refs.append(submitter._expect(further, 0, None, None, site))
+                        refs.append(submitter.expect(further, 0, None, None, site))
                 number = self.sequence = spec.sequence
                 self._route(shape, spec, body, refs)
             except BaseException:
@@ -491,7 +491,7 @@ class ActorLink:
                     self._route(shape, spec, body, refs)
                     submitter.packed_at(self)
                 else:
-                    submitter._take_back(task, shape)
+                    submitter.take_back(task, shape)
                 raise
         return refs
 

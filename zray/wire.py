@@ -190,7 +190,7 @@ class ActorExit(Message, frozen=True):
 
 
 class CancelTask(Message, frozen=True):
-    """Anyone -> broker."""
+    """Anyone -> broker. Broker -> asynchronous actor: this call, which it has begun (others are interrupted by a signal)."""
 
     task: bytes
     force: bool

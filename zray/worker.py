@@ -36,6 +36,10 @@ _LATE_NOTICE_MS: Final = 20
 """Notices nobody waits for leave when the inbox was empty this long."""
 
 
+_TIDY_MS: Final = 500
+"""A worker that was idle so long looks for garbage."""
+
+
 class WorkerConfig(msgspec.Struct, frozen=True):
     """What the fork parent tells a new worker."""
 
@@ -117,6 +121,10 @@ class Worker:
                     notices.direct = False
             if frame is None:
                 self.submitter.flush()
+                frame = self.inbox.wait_frame(_TIDY_MS)
+            if frame is None:
+                # What the last calls left in cycles may hold references to large values. Young objects only: it takes no time.
+                gc.collect(1)
                 frame = self.inbox.wait_frame()
         if frame is not None:
             self.handle(frame)
@@ -151,6 +159,9 @@ class Worker:
         elif isinstance(message, wire.ExitWhenIdle):
             if self.actor is not None:
                 self.actor.exit_when_idle(self.queue)
+        elif isinstance(message, wire.CancelTask):
+            if self.actor is not None:
+                self.actor.cancel(message.task)
         elif isinstance(message, wire.CallerGone):
             if self.actor is not None:
                 self.queue.extend(self.actor.order.gone(message.process))
@@ -175,9 +186,7 @@ def _interrupt_task(worker: Worker) -> None:
         if not word:
             return
         store.set_word(store.process, wire.WORD_CANCEL, 0)  # taken: the broker may name another
-        if worker.actor is not None and not worker.actor.serial:
-            worker.actor.cancel(word)
-        elif worker.executor.interrupts(word):
+        if worker.executor.interrupts(word):
             raise KeyboardInterrupt
 
     signal.signal(signal.SIGUSR2, handler)

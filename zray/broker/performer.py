@@ -353,6 +353,10 @@ class Performer:
         worker = self.broker.workers.get(number)
         if worker is None or not worker.process:
             return
+        actor = self.broker.scheduler.node.actors.actors.get(worker.actor)
+        if actor is not None and (actor.spec.is_async or actor.spec.max_concurrency > 1):
+            self._send(number, wire.CancelTask(task, False, False))
+            return
         if self.store.word(worker.process, wire.WORD_CANCEL):
             self.interrupts.append((number, task))  # it has not taken the last one
             return
