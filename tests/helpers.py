@@ -407,7 +407,11 @@ def until_interrupted(seconds: float, step: Callable[[], object]) -> None:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
+    def drop(_: object) -> None:
+        """Python allows nothing else with what is raised in a destructor; kept (by pytest), it would keep the step's variables."""
+
     before = signal.signal(signal.SIGALRM, interrupt)
+    hook, sys.unraisablehook = sys.unraisablehook, drop
     try:
         signal.setitimer(signal.ITIMER_REAL, seconds, _AGAIN_S)
         while True:
@@ -417,3 +421,4 @@ def until_interrupted(seconds: float, step: Callable[[], object]) -> None:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0.0)
         signal.signal(signal.SIGALRM, before)
+        sys.unraisablehook = hook

@@ -44,7 +44,7 @@ class ResultWatcher:
                 future.set_exception(self._failure)
                 return future
             if self._stopping:
-                future.cancel()
+                _cancel(future)
                 return future
             self._added.append((ref, future))
             if self._thread is None:
@@ -104,7 +104,7 @@ class ResultWatcher:
             refs.clear()
             rest = ref = future = None  # type: ignore[assignment]  # what was resolved is not held until the next comes
         for _, future in watched + self._added:  # nothing is added once it stops
-            future.cancel()
+            _cancel(future)
 
     def stop(self) -> None:
         """End the thread; futures that are still open are cancelled."""
@@ -114,3 +114,9 @@ class ResultWatcher:
         if thread is not None:
             self.session.store.ring(self.session.store.process)
             thread.join()
+
+
+def _cancel(future: concurrent.futures.Future[Any]) -> None:
+    """Cancel a future of our own and tell `concurrent.futures.wait` and `as_completed`, as executors do."""
+    if future.cancel():
+        future.set_running_or_notify_cancel()

@@ -207,6 +207,18 @@ def test_a_coroutine_call_can_be_cancelled(room: Any) -> None:
     assert zray.get(actor.plain.remote(1)) == 2
 
 
+def test_many_cancellations_at_once(room: Any) -> None:
+    actor = room.remote()
+    waiting = [actor.wait.remote() for _ in range(300)]
+    zray.get(actor.peak.remote())
+    for ref in waiting:
+        zray.cancel(ref)
+    for ref in waiting:
+        with pytest.raises(exceptions.TaskCancelledError):
+            zray.get(ref, timeout=20)
+    assert zray.get(actor.plain.remote(1)) == 2
+
+
 def test_arguments_that_come_late_do_not_stop_the_loop(room: Any, gate: Callable[[str], Gate]) -> None:
     hold = gate("hold")
 

@@ -208,9 +208,6 @@ def test_cancelling_what_is_done_changes_nothing() -> None:
     zray.cancel(ref)
     zray.cancel(ref, force=True)
     assert zray.get(ref) == 5
-    put = zray.put(1)
-    zray.cancel(put)
-    assert zray.get(put) == 1
 
 
 def test_cancelling_twice_and_with_several_results(tally: Tally) -> None:

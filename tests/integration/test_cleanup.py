@@ -268,3 +268,32 @@ def test_drivers_killed_while_they_start(program: Callable[..., Program]) -> Non
         # A directory that nobody could remove goes with the next start (a young one is left to its maker for a minute).
         assert len(running.sessions()) <= 1
         assert not alive(running.pid)
+
+
+def test_starts_that_are_interrupted_and_survived_leave_nothing(program: Callable[..., Program]) -> None:
+    running = program(
+        """
+import random
+class Alarm(BaseException): pass
+def alarm(*_): raise Alarm
+zray.init(num_cpus=1)  # what is imported at first use is
+zray.shutdown()
+signal.signal(signal.SIGALRM, alarm)
+draw, interrupted = random.Random(1), 0
+for _ in range(30):
+    try:
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0.001 + draw.random() * 0.15)
+            zray.init(num_cpus=1)
+            time.sleep(1)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+    except Alarm:
+        interrupted += 1
+    zray.shutdown()
+wait_for(lambda: not children(os.getpid()) and not os.listdir(os.environ["ZRAY_RUNTIME_DIR"]))
+print(interrupted)
+"""
+    )
+    assert running.succeed() == "30\n"
+    running.wait_nothing_left(WITHIN)

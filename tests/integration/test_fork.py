@@ -216,6 +216,72 @@ def test_signals_of_a_forked_child_are_ordinary() -> None:
     assert zray.get(work.remote(), timeout=30) == -15
 
 
+@zray.remote
+def square(number: int) -> int:
+    return number * number
+
+
+@zray.remote(num_cpus=0)
+class Count:
+    def __init__(self) -> None:
+        self.count = 0
+
+    def increase(self) -> int:
+        self.count += 1
+        return self.count
+
+
+def test_functions_and_handles_that_were_used_before_the_fork() -> None:
+    counter = Count.remote()
+    assert zray.get([square.remote(3), counter.increase.remote()]) == [9, 1]
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            if zray.get([square.remote(4), *[counter.increase.remote() for _ in range(3)]], timeout=30) == [
+                16,
+                2,
+                3,
+                4,
+            ]:
+                status = 0
+        finally:
+            os._exit(status)
+    assert finish(pid) == 0
+    assert zray.get([square.remote(5), counter.increase.remote()], timeout=30) == [25, 5]
+
+
+@pytest.mark.parametrize(("how", "status"), [("return", 0), ("raise", 1), ("exit", 7)])
+def test_a_child_that_leaves_the_tasks_function_ends(how: str, status: int) -> None:
+    @zray.remote(max_retries=0)
+    def work() -> int:
+        pid = os.fork()
+        if pid == 0:
+            if how == "raise":
+                raise ValueError("in the child")
+            if how == "exit":
+                raise SystemExit(7)
+            return -1
+        return finish(pid)
+
+    class Worker:
+        def work(self) -> int:
+            pid = os.fork()
+            if pid == 0:
+                if how == "raise":
+                    raise ValueError("in the child")
+                if how == "exit":
+                    raise SystemExit(7)
+                return -1
+            return finish(pid)
+
+        def again(self) -> int:
+            return 5
+
+    actor = zray.remote(Worker).remote()
+    assert zray.get([work.remote(), actor.work.remote(), actor.again.remote()], timeout=30) == [status, status, 5]
+
+
 @pytest.mark.slow
 def test_many_forks() -> None:
     @zray.remote(max_retries=0)

@@ -7,11 +7,12 @@ import concurrent.futures
 import threading
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 
 import zray
-from tests.helpers import wait_for
-from zray.exceptions import WorkerCrashedError
+from tests.helpers import query, wait_for
+from zray.exceptions import WorkerCrashedError, ZrayUsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -163,6 +164,35 @@ def test_actors_and_futures() -> None:
         return list(await asyncio.gather(*[actor.add.remote(i, i) for i in range(100)]))
 
     assert asyncio.run(main()) == [2 * i for i in range(100)]
+
+
+def test_a_value_goes_with_its_future() -> None:
+    future = zray.remote(np.zeros).remote(1_000_000).future()
+    assert len(future.result(30)) == 1_000_000
+    del future
+    wait_for(lambda: not [row for row in query("objects") if row["size"] >= 1_000_000], what="the value is gone")
+
+
+def test_a_future_during_and_after_shutdown(gate: Callable[[str], Gate]) -> None:
+    never = gate("never")
+    refs = [zray.remote(never.wait).options(num_cpus=0).remote() for _ in range(3)]
+    outcomes: list[Any] = []
+
+    def ask() -> None:
+        while len(outcomes) < 100_000:
+            try:
+                outcomes.append(refs[0].future())
+            except ZrayUsageError as error:
+                outcomes.append(error)
+                return
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    wait_for(lambda: len(outcomes) > 10)
+    zray.shutdown()
+    thread.join(30)
+    futures = [outcome for outcome in outcomes if not isinstance(outcome, ZrayUsageError)]
+    assert concurrent.futures.wait(futures, 10).not_done == set()
 
 
 def test_shutdown_ends_the_futures_that_are_open(gate: Callable[[str], Gate]) -> None:

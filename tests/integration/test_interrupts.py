@@ -12,15 +12,15 @@ from typing import Any
 import pytest
 
 import zray
-from tests.helpers import cpus_are_free, until_interrupted, wait_for
+from tests.helpers import cpus_are_free, query, until_interrupted, wait_for
 from zray.exceptions import TaskCancelledError
 
 WARM = {"num_cpus": 2}
+LARGE = 100_000
+"""Bytes of an argument that is missed when it stays."""
 pytestmark = [
     pytest.mark.usefixtures("warm"),
     pytest.mark.timeout(method="thread"),  # SIGALRM is taken
-    # An exception that a signal handler raises while a destructor runs is lost: Python allows nothing else.
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 
 
@@ -35,6 +35,15 @@ class Counter:
 
     def pair(self) -> tuple[int, int]:
         return self.count, self.count
+
+
+@zray.remote(num_cpus=0)
+class Held:
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def get(self) -> Any:
+        return self.value
 
 
 @zray.remote
@@ -106,6 +115,36 @@ def test_puts_waits_and_futures() -> None:
         until_interrupted(0.0001 + draw.random() * 0.0005, step)
         assert zray.get([zray.put(value), plain.remote(turn)], timeout=30) == [value, turn]
     assert plain.remote(5).future().result(30) == 5
+
+
+def test_actors_while_they_are_created() -> None:
+    draw = random.Random(6)
+    assert zray.get(Held.remote(5).get.remote()) == 5  # from now on a creation is so short that some are whole
+
+    def step() -> None:
+        Held.remote(zray.put(b"x" * LARGE)).get.remote()
+        time.sleep(0.01)
+
+    for _ in range(300):
+        until_interrupted(0.0001 + draw.random() * 0.0005, step)
+        time.sleep(0.01)  # actors do not come faster than they go
+    wait_for(lambda: not [row for row in query("objects") if row["size"] >= LARGE], 30, "no argument is left")
+    assert zray.get(Held.remote(5).get.remote(), timeout=30) == 5
+
+
+def test_requests() -> None:
+    draw = random.Random(7)
+    counter = Counter.options(name="requests").remote()
+    zray.kv.put("key", b"value")
+
+    def step() -> None:
+        assert zray.kv.get("key") == b"value"
+        assert zray.get_actor("requests") == counter
+
+    for _ in range(300):
+        until_interrupted(0.0001 + draw.random() * 0.0005, step)
+        step()
+    zray.kv.delete("key")
 
 
 @zray.remote

@@ -224,3 +224,42 @@ print(zray.get(zray.remote(lambda: 1).remote()))
     )
     assert running.succeed() == "1\n"
     assert running.err == "", "a program that does nothing wrong hears nothing"
+
+
+def test_threads_that_submit_while_their_worker_ends_are_quiet(program: Callable[..., Program]) -> None:
+    running = program(
+        """
+import threading
+@zray.remote
+def same(value):
+    return value
+def busy():
+    while True:
+        zray.get(same.remote(1))
+        zray.put(b"1" * 1000)
+@zray.remote(num_cpus=0)
+class Starter:
+    def start(self):
+        for _ in range(3):
+            threading.Thread(target=busy, daemon=True).start()
+    def leave(self):
+        zray.exit_actor()
+@zray.remote(max_retries=0)
+def start_and_end():
+    for _ in range(3):
+        threading.Thread(target=busy, daemon=True).start()
+    raise SystemExit(0)
+zray.init(num_cpus=2)
+for _ in range(10):
+    actor = Starter.remote()
+    zray.get(actor.start.remote())
+    actor.leave.remote()
+    try:
+        zray.get(start_and_end.remote(), timeout=30)
+    except zray.exceptions.ZrayError:
+        pass
+zray.shutdown()
+"""
+    )
+    running.succeed()
+    assert running.err == ""

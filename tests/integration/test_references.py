@@ -279,6 +279,22 @@ def test_an_error_keeps_nothing() -> None:
     wait_gone(name, timeout=SOON)
 
 
+def test_an_error_in_a_cycle_with_its_frame_keeps_nothing() -> None:
+    @zray.remote
+    def fail() -> None:
+        error = ValueError()
+        error.held = zray.put(np.ones(200_000))  # type: ignore[attr-defined]
+        raise error
+
+    for _ in range(5):
+        with pytest.raises(ValueError):
+            zray.get(fail.remote())
+    gc.collect()
+    wait_for(
+        lambda: not [row for row in query("objects") if row["size"] >= 1_000_000], 5, "what the error held is gone"
+    )
+
+
 def test_references_passed_on_through_several_tasks() -> None:
     @zray.remote
     def pass_on(box: list[Any], times: int) -> Any:

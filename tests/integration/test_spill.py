@@ -262,7 +262,6 @@ def test_writable_copies_of_what_is_not_in_memory(zray_session: Callable[..., An
 
 
 @pytest.mark.timeout(method="thread")  # SIGALRM is taken
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_interrupts_while_values_are_spilled_and_restored() -> None:
     zray.init(num_cpus=1, object_store_memory=20 << 20)
     draw = random.Random(1)
