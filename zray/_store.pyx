@@ -350,7 +350,7 @@ cdef class Restoring:
 cdef inline void copy_in(uint8_t *to, const void *source, size_t size) noexcept:
     if size > 65536:
         with nogil:
-            memcpy(to, source, size)
+            zs_copy(to, source, size)
     else:
         memcpy(to, source, size)
 

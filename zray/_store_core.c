@@ -2915,6 +2915,43 @@ void zs_derive_id(const uint8_t *parent, uint64_t counter, uint8_t *id) {
     memcpy(id + 12, &zero, 4);
 }
 
+/* ---- copying --------------------------------------------------------------------------------------------------------------------------------------------- */
+
+#ifdef __SSE2__
+#include <emmintrin.h>
+
+/* Stores that bypass the caches save reading every line of the target before it is overwritten; C libraries begin with them only at sizes that virtual
+ * machines with large shared caches hardly see. Measured on AMD EPYC with 32 MiB of last-level cache: 22 against 13 GB/s, and faster than memcpy for who
+ * reads the copy at once, too, from half of that cache on. perf/profile.md has the table. */
+enum { STREAM_MIN = 16 << 20, LINE = 64, PREFETCH = 8 * LINE };
+
+static void stream_lines(uint8_t *to, const uint8_t *from, size_t lines) {
+    for (; lines; lines--, to += LINE, from += LINE) {
+        _mm_prefetch((const char *)from + PREFETCH, _MM_HINT_NTA); /* beyond the end it is ignored */
+        __m128i a = _mm_loadu_si128((const __m128i *)from), b = _mm_loadu_si128((const __m128i *)from + 1);
+        __m128i c = _mm_loadu_si128((const __m128i *)from + 2), d = _mm_loadu_si128((const __m128i *)from + 3);
+        _mm_stream_si128((__m128i *)to, a);
+        _mm_stream_si128((__m128i *)to + 1, b);
+        _mm_stream_si128((__m128i *)to + 2, c);
+        _mm_stream_si128((__m128i *)to + 3, d);
+    }
+    _mm_sfence(); /* before the object is sealed */
+}
+
+void zs_copy(void *to, const void *from, size_t size) {
+    if (size < STREAM_MIN) {
+        memcpy(to, from, size);
+        return;
+    }
+    size_t head = -(uintptr_t)to % LINE, tail = (size - head) % LINE, body = size - head - tail;
+    memcpy(to, from, head);
+    stream_lines((uint8_t *)to + head, (const uint8_t *)from + head, body / LINE);
+    memcpy((uint8_t *)to + head + body, (const uint8_t *)from + head + body, tail);
+}
+#else
+void zs_copy(void *to, const void *from, size_t size) { memcpy(to, from, size); }
+#endif
+
 /* ---- the operating system ------------------------------------------------------------------------------------------------------------------------------- */
 
 #include <fcntl.h>

@@ -261,6 +261,8 @@ int zs_put_inline(zs_store *s, const uint8_t *id, const void *data, uint32_t siz
 /* Open a new object of `size` bytes (plus 4 per contained slot): *data is where to write them. Takes a reference. The block is 64-byte aligned and
  * backed by pages. ZS_OK, ZS_EXISTS, ZS_FULL, ZS_TOO_LARGE, ZS_NO_MEMORY, ZS_TOO_MANY. */
 int zs_create(zs_store *s, const uint8_t *id, uint64_t size, uint32_t contained, uint32_t job, uint32_t *slot, uint8_t **data);
+/* memcpy into a block, without a lock. From 16 MiB on the bytes pass the caches by: a reader would find few of them there anyway. */
+void zs_copy(void *to, const void *from, size_t size);
 /* Seal what zs_create opened. `contained`: the slots the value refers to (referenced by the caller now; the entry takes its own references).
  * ZS_OK, ZS_SEALED_TELL_BROKER, ZS_STALE, ZS_BAD_STATE. */
 int zs_seal(zs_store *s, uint32_t slot, uint8_t kind, uint8_t flags, const uint32_t *contained, uint32_t n);

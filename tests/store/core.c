@@ -1236,6 +1236,28 @@ static void test_every_crash_point(void) {
     must_be_empty();
 }
 
+/* -- copying -- */
+
+static void test_copy(void) {
+    enum { ROOM = (16 << 20) + 4096 };
+    static const size_t sizes[] = {0, 1, 63, 64, 65, 4096, (16 << 20) - 1, 16 << 20, (16 << 20) + 1, (16 << 20) + 63, (16 << 20) + 129};
+    uint8_t *from = malloc(ROOM), *to = malloc(ROOM);
+    MUST(from && to);
+    uint32_t x = 1;
+    for (size_t i = 0; i < ROOM; i++) from[i] = (uint8_t)((x = x * 1664525u + 1013904223u) >> 24);
+    for (size_t k = 0; k < sizeof sizes / sizeof *sizes; k++)
+        for (size_t shift = 0; shift < 200; shift += 67) { /* of both, differently */
+            size_t at = 64 + shift, n = sizes[k];
+            memset(to, 7, ROOM);
+            zs_copy(to + at, from + 3 * shift, n);
+            MUST(memcmp(to + at, from + 3 * shift, n) == 0);
+            for (size_t i = 0; i < at; i++) MUST(to[i] == 7);
+            for (size_t i = at + n; i < ROOM; i++) MUST(to[i] == 7);
+        }
+    free(from);
+    free(to);
+}
+
 /* -- all of them -- */
 
 typedef struct { const char *name; void (*run)(void); uint64_t capacity; uint32_t entries; } test;
@@ -1248,7 +1270,7 @@ static const test tests[] = {
     {"interrupted_growth", test_interrupted_growth, 8 << 20, 1000}, {"without_fallocate", test_without_fallocate, 8 << 20, 1000}, {"many_entries", test_many_entries, 1 << 20, 40000}, TEST(put_and_drop),
     TEST(spilling), TEST(discard), TEST(task), TEST(large_result), TEST(many_results), TEST(retry), TEST(made_by_the_dead), TEST(superseded_writer), TEST(broker_watch),
     TEST(wake), TEST(wait_outcomes), TEST(spin), TEST(ring), TEST(broker_gone), TEST(reap), TEST(fork), TEST(embryo_of_the_dead), TEST(register_pid),
-    TEST(many_processes), TEST(life_objects), TEST(bad_segments), TEST(bad_arguments), TEST(every_crash_point),
+    TEST(many_processes), TEST(life_objects), TEST(bad_segments), TEST(bad_arguments), TEST(every_crash_point), TEST(copy),
 };
 
 int main(int argc, char **argv) {
