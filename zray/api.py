@@ -36,7 +36,7 @@ _lock = threading.RLock()
 _session: Session | None = None
 _submitter: Submitter | None = None
 _watcher: ResultWatcher | None = None
-_node: nodes_.Node | None = None
+_node: nodes_.Node | nodes_.RunningNode | None = None
 _tail: LogTail | None = None
 _actor_spec: ActorSpec | None = None
 
@@ -137,10 +137,13 @@ def init(
     preload: Sequence[str] | None = None,
     **compatible: Any,
 ) -> SessionContext:
-    """Start a session on this machine and connect to it.
+    """Start a session on this machine and connect to it, or connect to a cluster that runs.
 
     Args:
-        address: None or "local": a new session of this process's own.
+        address: "local": a new session of this process's own. "auto": the cluster that a node of this user on this machine
+            belongs to (the newest, if there are several). host:port: the cluster with that head. None: what the
+            environment variable ZRAY_ADDRESS says, else "local". What a session has (num_cpus ...) can be said of new
+            ones only.
         num_cpus: CPUs that tasks may occupy; default: what affinity and control group leave this process.
         num_gpus: GPUs; default: those CUDA_VISIBLE_DEVICES names or the driver lists.
         memory: bytes of memory that tasks may ask for with `memory=`.
@@ -157,7 +160,7 @@ def init(
         A context with facts of the session; used in a `with` statement it shuts the session down.
 
     Raises:
-        ZrayUsageError: a session runs already.
+        ZrayUsageError: a session runs already; or no node of that cluster runs on this machine.
         ValueError, TypeError: bad arguments.
         ZraySystemError: the node cannot be started.
     """
@@ -169,7 +172,19 @@ def init(
             raise errors.ZrayUsageError(
                 "zray.init() was called twice. Call zray.shutdown() first, or pass ignore_reinit_error=True to go on with the running session"
             )
-        _check_init(address, num_cpus, num_gpus, memory, resources, object_store_memory, compatible)
+        _check_init(num_cpus, num_gpus, memory, resources, object_store_memory, compatible)
+        address = os.environ.get("ZRAY_ADDRESS") or "local" if address is None else address
+        if address != "local":
+            given = {
+                "num_cpus": num_cpus,
+                "num_gpus": num_gpus,
+                "memory": memory,
+                "resources": resources,
+                "object_store_memory": object_store_memory,
+                "labels": labels,
+                "preload": preload,
+            }
+            _check_joining(address, [name for name, value in given.items() if value is not None])
         settings = nodes_.NodeSettings(
             num_cpus=num_cpus,
             num_gpus=num_gpus,
@@ -180,9 +195,9 @@ def init(
             preload=None if preload is None else list(preload),
             log_to_driver=log_to_driver,
         )
-        started = None
+        started: nodes_.Node | nodes_.RunningNode | None = None
         try:
-            started = nodes_.start(settings, os.getpid())
+            started = nodes_.start(settings, os.getpid()) if address == "local" else _find_node(address)
             session = _connect(started, namespace, log_to_driver)
             _node = started
             submitter = Submitter(session)
@@ -228,8 +243,41 @@ _COMPATIBLE = frozenset(
 )
 
 
+def _check_joining(address: str, given: list[str]) -> None:
+    if not isinstance(address, str) or (address != "auto" and not _is_address(address)):
+        raise ValueError(f'zray.init(): address must be "local", "auto" or host:port, not {address!r}')
+    if given:
+        raise ValueError(
+            f"zray.init(address={address!r}): {', '.join(given)} cannot be chosen for nodes that run already; give them to `zray start`"
+        )
+
+
+def _is_address(text: str) -> bool:
+    host, _, port = text.rpartition(":")
+    return bool(host) and port.isdigit() and 0 < int(port) < 1 << 16
+
+
+def _find_node(address: str) -> nodes_.RunningNode:
+    """Return this user's node on this machine that belongs to a cluster."""
+    running = nodes_.running_nodes()
+    if address == "auto" and running:
+        return running[0]
+    for place in ("address", "head"):
+        for node in running:
+            if getattr(node.record, place) == address:
+                return node
+    if address == "auto":
+        raise errors.ZrayUsageError(
+            "zray.init(address='auto'): no node of a cluster runs here. Start one with `zray start --head`, or leave the address out"
+        )
+    others = ", ".join(sorted({node.record.head for node in running}))
+    raise errors.ZrayUsageError(
+        f"zray.init(address={address!r}): no node of that cluster runs on this machine{f' (there are nodes of {others})' if others else ''}. "
+        f"Start one with `zray start --address {address} --key FILE`"
+    )
+
+
 def _check_init(
-    address: str | None,
     num_cpus: float | None,
     num_gpus: float | None,
     memory: int | None,
@@ -240,10 +288,6 @@ def _check_init(
     for name in compatible:
         if name not in _COMPATIBLE:
             raise TypeError(f"zray.init() has no argument {name!r}")
-    if address not in (None, "local"):
-        raise errors.ZrayUsageError(
-            f"zray.init(address={address!r}): joining a running cluster is not part of this version; leave the address out"
-        )
     for name, amount in {"num_cpus": num_cpus, "num_gpus": num_gpus, "memory": memory, **(resources or {})}.items():
         if amount is not None and (isinstance(amount, bool) or not isinstance(amount, (int, float)) or amount < 0):
             raise ValueError(f"zray.init(): {name} must be a number that is not negative, not {amount!r}")
@@ -254,17 +298,14 @@ def _check_init(
             raise ValueError(f"zray.init(): set {name} with its own argument, not in resources")
 
 
-def _connect(started: nodes_.Node, namespace: str | None, log_to_driver: bool) -> Session:
+def _connect(started: nodes_.Node | nodes_.RunningNode, namespace: str | None, log_to_driver: bool) -> Session:
     store = Store(started.open_store())
     store.register(_store.PROC_DRIVER)
     job_id = ids.random_id()
     node = b"\0" * 16
-    spill = os.environ.get("ZRAY_SPILL_DIR")
-    directory = started.directory
-    spill_directory = (
-        os.path.join(spill, f"zray-{os.path.basename(directory)}") if spill else os.path.join(directory, "spill")
+    config = SessionConfig(
+        started.directory, started.spill_directory, node, 0, job_id, namespace or job_id.hex(), log_to_driver
     )
-    config = SessionConfig(directory, spill_directory, node, 0, job_id, namespace or job_id.hex(), log_to_driver)
     session = Session(config, store)
     try:
         job = JobSpec(0, job_id, os.getpid(), config.namespace, [path or os.getcwd() for path in sys.path], os.getcwd())
@@ -287,13 +328,14 @@ def _version() -> str:
 
 
 def _facts(session: Session) -> dict[str, Any]:
+    address = "" if _node is None else _node.record.head
     return {
-        "address": session.config.directory,
+        "address": address or session.config.directory,
         "session_dir": session.config.directory,
         "node_id": session.config.node.hex(),
-        "node_ip_address": "127.0.0.1",
+        "node_ip_address": address.rpartition(":")[0] or "127.0.0.1",
         "object_store_address": session.config.directory,
-        "gcs_address": session.config.directory,
+        "gcs_address": address or session.config.directory,
         "webui_url": "",
     }
 

@@ -1,13 +1,15 @@
-"""The command line: `zray demo`, `zray microbenchmark`, `zray version`.
+"""The command line: `zray start`, `zray stop`, `zray status`, `zray demo`, `zray microbenchmark`, `zray version`.
 
 Covers arguments and exit codes only; each command imports what it runs when it is run, so that `zray --help` stays
-quick. Neighbours: `zray.demo`, `zray.microbenchmark`.
+quick. Neighbours: `zray.node`, `zray.demo`, `zray.microbenchmark`.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -26,6 +28,138 @@ def version() -> None:
     for package in ("zray", "pyzmq", "cloudpickle", "msgspec", "numpy"):
         click.echo(f"{package} {metadata.version(package)}")
     click.echo(f"{platform.python_implementation()} {platform.python_version()} on {platform.platform()}")
+
+
+def _address(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
+    """Check host:port."""
+    host, _, port = value.rpartition(":")
+    if value and not (host and port.isdigit() and 0 < int(port) < 1 << 16):
+        raise click.BadParameter(f"{value!r} is not host:port")
+    return value
+
+
+def _mapping(_context: click.Context, _parameter: click.Parameter, value: str) -> dict[str, Any]:
+    """Check a JSON object."""
+    try:
+        found = json.loads(value or "{}")
+    except ValueError as error:
+        raise click.BadParameter(f"not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise click.BadParameter("not a JSON object")
+    return found
+
+
+@main.command()
+@click.option("--head", is_flag=True, help="Begin a new cluster.")
+@click.option("--address", default="", callback=_address, metavar="HOST:PORT", help="Join the cluster with this head.")
+@click.option("--host", help="Address to listen on, where other nodes find this one.  [default: that of the way out]")
+@click.option("--port", default=0, type=click.IntRange(0, 65535), help="Port to listen on.  [default: any free one]")
+@click.option("--key", type=click.Path(dir_okay=False), envvar="ZRAY_CLUSTER_KEY", help="Key file of the cluster.")
+@click.option("--num-cpus", type=click.FloatRange(min=0), help="[default: what this process may use]")
+@click.option("--num-gpus", type=click.FloatRange(min=0), help="[default: what this process may use]")
+@click.option("--memory", type=click.IntRange(min=0), help="Bytes that tasks may ask for.")
+@click.option("--object-store-memory", type=click.IntRange(min=1 << 20), help="Bytes of the object store.")
+@click.option("--resources", default="", callback=_mapping, metavar="JSON", help="Custom resources, name to amount.")
+@click.option("--labels", default="", callback=_mapping, metavar="JSON", help="Labels of the node.")
+@click.option(
+    "--node-timeout",
+    default=30.0,
+    show_default=True,
+    type=click.FloatRange(min=0.5),
+    help="Seconds of silence after which the head takes a node for dead, and a node the head for gone.",
+)
+def start(
+    head: bool,
+    address: str,
+    host: str | None,
+    port: int,
+    key: str | None,
+    num_cpus: float | None,
+    num_gpus: float | None,
+    memory: int | None,
+    object_store_memory: int | None,
+    resources: dict[str, float],
+    labels: dict[str, str],
+    node_timeout: float,
+) -> None:
+    """Start a node of a cluster on this machine; it runs until `zray stop`.
+
+    The head makes a key for its cluster (or takes --key); other machines need a copy of that file.
+    """
+    if head == bool(address):
+        raise click.UsageError("either --head or --address HOST:PORT")
+    from zray import errors
+    from zray import node as nodes
+
+    if address and not key:
+        key = next((node.record.key_file for node in nodes.running_nodes() if node.record.head == address), None)
+        if key is None:
+            raise click.UsageError("--key FILE is needed: a copy of the key file that `zray start --head` has named")
+    settings = nodes.NodeSettings(num_cpus, num_gpus, memory, resources, object_store_memory, labels)
+    place = nodes.ClusterSettings(host or nodes.own_address(address), port, address, key or "", node_timeout)
+    try:
+        started = nodes.start(settings, 0, place)
+    except (errors.ZraySystemError, OSError, ValueError) as error:
+        raise click.ClickException(str(error)) from None
+    record = started.record
+    click.echo(f"node {record.node[:8]} listens on {record.address}, process {record.broker_pid}")
+    if head:
+        click.echo(f"key       {record.key_file}")
+        click.echo(
+            f"join      zray start --address {record.address} --key FILE   (a copy of the key, on the other machine)"
+        )
+    click.echo(f'use       zray.init(address="{record.head}")')
+    click.echo("end       zray stop")
+
+
+@main.command()
+@click.option("--address", default="", callback=_address, metavar="HOST:PORT", help="Only nodes of this cluster.")
+def stop(address: str) -> None:
+    """End all nodes of clusters that this user has started on this machine."""
+    from zray import node as nodes
+
+    running = [node for node in nodes.running_nodes() if not address or node.record.head == address]
+    # The head last: the others leave it in order.
+    running.sort(key=lambda node: node.record.head == node.record.address)
+    for node in running:
+        ended = nodes.end(node)
+        click.echo(
+            f"node {node.record.node[:8]} at {node.record.address} {'has ended' if ended else 'had to be killed'}"
+        )
+    if not running:
+        click.echo("no node runs here")
+
+
+@main.command()
+@click.option("--address", default="auto", metavar="HOST:PORT", help="Of the cluster's head.  [default: the one here]")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def status(address: str, as_json: bool) -> None:
+    """Show the nodes of a cluster and what is free."""
+    import zray
+
+    try:
+        zray.init(address=address, log_to_driver=False)
+    except (zray.exceptions.ZrayError, ValueError) as error:
+        raise click.ClickException(str(error)) from None
+    try:
+        nodes, total, free = zray.nodes(), zray.cluster_resources(), zray.available_resources()
+    finally:
+        zray.shutdown()
+    if as_json:
+        click.echo(json.dumps({"nodes": nodes, "total": total, "available": free}))
+        return
+    for node in nodes:
+        mark = " (head)" if node.get("is_head") else ""
+        reason = f": {node['reason']}" if node.get("reason") else ""
+        has = ", ".join(f"{name} {amount:g}" for name, amount in _shown(node.get("Resources", {})))
+        click.echo(f"{node['NodeID'][:8]}  {node.get('address', ''):<22} {node['state']}{mark}{reason}  {has}")
+    click.echo("free: " + ", ".join(f"{name} {free.get(name, 0.0):g} of {amount:g}" for name, amount in _shown(total)))
+
+
+def _shown(resources: dict[str, float]) -> list[tuple[str, float]]:
+    """Resources that people ask for; memory and the names of nodes are left out."""
+    hidden = ("node:", "memory", "object_store_memory")
+    return [(name, amount) for name, amount in sorted(resources.items()) if not name.startswith(hidden)]
 
 
 @main.command()

@@ -1,12 +1,175 @@
-"""Several nodes on one machine, for tests of programs: the name is kept for programs written for Ray; this version has one node only."""
+"""Several nodes on one machine, for tests of programs that are to run on a cluster.
+
+Each node is a broker with workers, a store and a runtime directory of its own; they speak over encrypted TCP on the loopback address, as
+nodes on different machines do. The names are those of `ray.cluster_utils`.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+from zray import api, errors
+from zray import node as nodes_
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+_HOST = "127.0.0.1"
+
+
+class ClusterNode:
+    """A node that a `Cluster` has started."""
+
+    def __init__(self, node: nodes_.Node) -> None:
+        self._node = node
+        self.node_id: str = node.record.node
+        """In hex."""
+        self.address: str = node.record.address
+        """host:port."""
+        self.pid: int = node.process.pid
+        """Of its broker."""
+
+    def kill(self) -> None:
+        """End its broker at once (SIGKILL), as a crash of the machine would; its workers end with it."""
+        self._node.process.kill()
+        self._node.process.wait()
+
+    def __repr__(self) -> str:
+        return f"<ClusterNode {self.node_id[:8]} at {self.address}>"
 
 
 class Cluster:
-    """A cluster of several node processes. Not available yet: constructing one raises NotImplementedError."""
+    """A cluster on this machine. Used in a `with` statement it is shut down at the end."""
 
-    def __init__(self, *_args: Any, **_options: Any) -> None:
-        raise NotImplementedError("clusters of several nodes are not available yet: use zray.init()")
+    def __init__(
+        self,
+        initialize_head: bool = False,
+        connect: bool = False,
+        head_node_args: dict[str, Any] | None = None,
+        node_timeout: float = 30.0,
+        **compatible: Any,
+    ) -> None:
+        """Begin a cluster.
+
+        Args:
+            initialize_head: start the head at once.
+            connect: connect this process to it, too.
+            head_node_args: of the head, as in `add_node`.
+            node_timeout: seconds of silence after which a node counts as dead.
+            compatible: settings of Ray that have no effect here.
+        """
+        self.head_node: ClusterNode | None = None
+        self.worker_nodes: list[ClusterNode] = []
+        self._node_timeout = node_timeout
+        if initialize_head or connect:
+            self.add_node(**(head_node_args or {}))
+        if connect:
+            self.connect()
+
+    @property
+    def address(self) -> str:
+        """host:port of the head. ZrayUsageError when there is none yet."""
+        return self._head().address
+
+    def _head(self) -> ClusterNode:
+        if self.head_node is None:
+            raise errors.ZrayUsageError("the cluster has no node yet: call add_node()")
+        return self.head_node
+
+    def add_node(
+        self,
+        *,
+        num_cpus: float | None = None,
+        num_gpus: float | None = None,
+        memory: int | None = None,
+        resources: dict[str, float] | None = None,
+        object_store_memory: int | None = None,
+        labels: dict[str, str] | None = None,
+        **compatible: Any,
+    ) -> ClusterNode:
+        """Start a node and wait until it belongs to the cluster; the first is the head.
+
+        Args:
+            num_cpus: CPUs that tasks may occupy there; default 1.
+            num_gpus: GPUs; default none.
+            memory: bytes of memory that tasks may ask for.
+            resources: custom resources, name to amount.
+            object_store_memory: bytes of its object store.
+            labels: labels of the node.
+            compatible: settings of Ray that have no effect here.
+
+        Raises:
+            ZraySystemError: it cannot be started.
+        """
+        settings = nodes_.NodeSettings(
+            num_cpus=1 if num_cpus is None else num_cpus,
+            num_gpus=num_gpus or 0,
+            memory=memory,
+            resources=dict(resources or {}),
+            object_store_memory=object_store_memory,
+            labels=dict(labels or {}),
+        )
+        head = self.head_node
+        place = nodes_.ClusterSettings(
+            _HOST,
+            head="" if head is None else head.address,
+            key_file=self._key_file(),
+            node_timeout=self._node_timeout,
+        )
+        node = ClusterNode(nodes_.start(settings, os.getpid(), place))
+        if head is None:
+            self.head_node = node
+        else:
+            self.worker_nodes.append(node)
+        return node
+
+    def _key_file(self) -> str:
+        return "" if self.head_node is None else self.head_node._node.record.key_file
+
+    def list_all_nodes(self) -> list[ClusterNode]:
+        """Return the nodes that were started and not removed, the head first."""
+        return [*([] if self.head_node is None else [self.head_node]), *self.worker_nodes]
+
+    def remove_node(self, node: ClusterNode, allow_graceful: bool = True) -> None:
+        """End a node: in order, or (not allow_graceful) at once. The head can be removed last only."""
+        if node is self.head_node:
+            if self.worker_nodes:
+                raise errors.ZrayUsageError("the head can be removed only when no other node is left")
+            self.head_node = None
+        else:
+            self.worker_nodes.remove(node)
+        if not allow_graceful:
+            node.kill()
+        node._node.stop(quiet=True)
+
+    def connect(self, namespace: str | None = None, **settings: Any) -> api.SessionContext:
+        """Connect this process to the cluster, by its head; as `zray.init(address=...)`."""
+        return api.init(address=self.address, namespace=namespace, **settings)
+
+    def wait_for_nodes(self, timeout: float = 30.0) -> None:
+        """Wait until the connected node sees all nodes of this cluster alive, and no other. TimeoutError after `timeout` seconds."""
+        wanted = {node.node_id for node in self.list_all_nodes()}
+        deadline = time.monotonic() + timeout
+        while {row["NodeID"] for row in api.nodes() if row["Alive"]} != wanted:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"not all of {len(wanted)} nodes were seen within {timeout:g} s: {api.nodes()}")
+            time.sleep(0.01)
+
+    def shutdown(self) -> None:
+        """Disconnect this process, if it is connected, and end all nodes."""
+        if api.is_initialized():
+            api.shutdown()
+        for node in reversed(self.list_all_nodes()):
+            node._node.stop(quiet=True)
+        self.worker_nodes.clear()
+        self.head_node = None
+
+    def __enter__(self) -> Cluster:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.shutdown()

@@ -2,7 +2,7 @@
 
 Covers all that happens between `zray.init()` and a served socket. Does not cover what the driver then does (`zray.session`).
 Directories: `$ZRAY_RUNTIME_DIR`, else `$XDG_RUNTIME_DIR/zray`, else `/tmp/zray-<uid>`, with mode 0700; in it one directory a session. Nothing else is
-written anywhere, and no TCP port is opened.
+written anywhere. No TCP port is opened, except by a node that belongs to a cluster: one.
 """
 
 from __future__ import annotations
@@ -12,7 +12,10 @@ import fcntl
 import math
 import os
 import secrets
+import select
 import shutil
+import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -22,12 +25,13 @@ from typing import Final
 import msgspec
 
 from zray import errors, ids
-from zray.broker.config import BrokerConfig
+from zray.broker.config import BrokerConfig, ClusterConfig
 
 _READY_TIMEOUT_S: Final = 30.0
 _MAX_DIRECTORY: Final = 75
 """Bytes of the sessions' parent directory that leave room for a socket's name."""
 _PACKAGE_PARENT: Final = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+_RECORD: Final = "node.json"
 _START: Final = "import sys; sys.path.insert(0, {parent!r}); from zray.broker.__main__ import main; main()"
 
 
@@ -142,13 +146,64 @@ class NodeSettings(msgspec.Struct, frozen=True):
     max_objects: int = 16_000_000
 
 
+class ClusterSettings(msgspec.Struct, frozen=True):
+    """A new node's place in a cluster."""
+
+    host: str
+    """Address to listen on, and where other nodes find it."""
+    port: int = 0
+    """0: any free one."""
+    head: str = ""
+    """host:port of the head; empty: this node is the head."""
+    key_file: str = ""
+    """Empty (head only): a new key in the session's directory."""
+    node_timeout: float = 30.0
+    """Seconds of silence after which a node counts as dead, or the head as gone."""
+
+
+class NodeRecord(msgspec.Struct, frozen=True):
+    """What the file `node.json` in a session's directory says, for processes that connect to a running node."""
+
+    directory: str
+    spill_directory: str
+    broker_pid: int
+    store_fd: int
+    """Number of the store's descriptor in the broker."""
+    session: str
+    node: str
+    """Id in hex."""
+    address: str
+    """host:port of its broker; empty: it belongs to no cluster."""
+    head: str
+    """host:port of the cluster's head."""
+    key_file: str
+
+
+class RunningNode:
+    """A node that somebody else started and that goes on without this process."""
+
+    def __init__(self, record: NodeRecord) -> None:
+        self.record = record
+        self.directory = record.directory
+        self.spill_directory = record.spill_directory
+
+    def open_store(self) -> int:
+        """Return a descriptor of the store's segment."""
+        return open_store(self.directory, self.record.broker_pid, self.record.store_fd)
+
+    def stop(self) -> None:
+        """Leave it alone."""
+
+
 class Node:
     """A node that this process started."""
 
-    def __init__(self, directory: str, process: subprocess.Popen[bytes], store_fd: int, alive: int) -> None:
-        self.directory = directory
+    def __init__(self, record: NodeRecord, process: subprocess.Popen[bytes], alive: int) -> None:
+        self.record = record
+        self.directory = record.directory
+        self.spill_directory = record.spill_directory
         self.process = process
-        self.store_fd = store_fd
+        self.store_fd = record.store_fd
         self.alive = alive
         """Descriptor that marks the session as alive."""
         self.stopped = False
@@ -157,17 +212,21 @@ class Node:
         """Return a descriptor of the store's segment."""
         return open_store(self.directory, self.process.pid, self.store_fd)
 
-    def stop(self, timeout: float = 2.0) -> None:
-        """End the node, if that was not done before, and wait for it; whatever is left of its directory is removed. timeout in seconds."""
+    def stop(self, timeout: float = 2.0, *, quiet: bool = False) -> None:
+        """End the node, if that was not done before, and wait for it; whatever is left of its directory is removed.
+
+        Args:
+            timeout: seconds after which it is killed.
+            quiet: do not say that it had ended before.
+        """
         if self.stopped:
             return
         self.stopped = True
         if self.process.poll() is not None:
-            log = _read_text(os.path.join(self.directory, "broker.log"))
-            print(
-                f"[zray] the broker had ended with status {self.process.returncode}{': ' + log if log else ''}",
-                file=sys.stderr,
-            )
+            if not quiet:
+                log = _read_text(os.path.join(self.directory, "broker.log"))
+                said = f": {log}" if log else ""
+                print(f"[zray] the broker had ended with status {self.process.returncode}{said}", file=sys.stderr)
         else:
             self.process.terminate()
             try:
@@ -176,6 +235,7 @@ class Node:
                 self.process.kill()
                 self.process.wait()
         os.close(self.alive)
+        shutil.rmtree(self.spill_directory, ignore_errors=True)
         shutil.rmtree(self.directory, ignore_errors=True)
 
 
@@ -189,8 +249,86 @@ def open_store(directory: str, broker_pid: int, fd: int) -> int:
     raise errors.ZraySystemError(f"the object store of the node cannot be opened (broker {broker_pid})")
 
 
-def start(settings: NodeSettings, driver_pid: int) -> Node:
-    """Start a node whose life ends with `driver_pid`. Raises ZraySystemError with the broker's words when it cannot."""
+def running_nodes() -> list[RunningNode]:
+    """Return this user's nodes on this machine that belong to a cluster, the newest first."""
+    root = runtime_root()
+    found: list[tuple[float, RunningNode]] = []
+    for entry in os.scandir(root):
+        path = os.path.join(entry.path, _RECORD)
+        try:
+            with open(path, "rb") as file:
+                record = msgspec.json.decode(file.read(), type=NodeRecord)
+                made = os.fstat(file.fileno()).st_mtime
+            held = _is_held(entry.path)
+        except (OSError, msgspec.MsgspecError):
+            continue
+        if held and record.address:
+            found.append((made, RunningNode(record)))
+    found.sort(key=lambda item: item[0], reverse=True)
+    return [node for _, node in found]
+
+
+def end(node: RunningNode, timeout: float = 5.0) -> bool:
+    """End a node that runs on its own, whoever started it; False when it had to be killed. timeout in seconds."""
+    pid = node.record.broker_pid
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        # The descriptor names the process that has this id now; that it is the broker, the lock it holds tells.
+        if not _is_held(node.directory):
+            return True
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            signal.pidfd_send_signal(pidfd, number)
+            if select.select([pidfd], [], [], timeout)[0]:
+                shutil.rmtree(node.directory, ignore_errors=True)
+                return number == signal.SIGTERM
+        return False
+    except (ProcessLookupError, FileNotFoundError):
+        return True
+    finally:
+        os.close(pidfd)
+
+
+def own_address(other: str = "") -> str:
+    """Return the address of this machine that packets to `other` (host:port; default: to somewhere far) would come from.
+    Nothing is sent. The loopback address when there is no way."""
+    host, _, port = other.rpartition(":")
+    # 192.0.2.1 is reserved for documentation (RFC 5737): it stands for any place beyond the default route.
+    target = (host.strip("[]"), int(port)) if host else ("192.0.2.1", 9)
+    try:
+        family, _, _, _, address = socket.getaddrinfo(*target, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect(address)
+            return str(probe.getsockname()[0])
+    except OSError:
+        return "127.0.0.1"
+
+
+def _is_held(directory: str) -> bool:
+    """Whether some process of a session lives."""
+    fd = os.open(os.path.join(directory, "alive"), os.O_RDWR | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+def start(settings: NodeSettings, driver_pid: int, cluster: ClusterSettings | None = None) -> Node:
+    """Start a node.
+
+    Args:
+        settings: what it has.
+        driver_pid: its life ends with this process; 0: when it is told.
+        cluster: its place in a cluster; None: it is alone.
+
+    Raises:
+        ZraySystemError: it cannot be started; with the broker's words.
+    """
     root = runtime_root()
     remove_stale_sessions(root)
     session = secrets.token_hex(4)
@@ -207,6 +345,7 @@ def start(settings: NodeSettings, driver_pid: int) -> Node:
         alive = hold_session(directory)
         undo.callback(os.close, alive)
         os.makedirs(spill_directory, 0o700)
+        place = None if cluster is None else _place(cluster, directory)
         ready, ready_fd = os.pipe()
         with open(ready, "rb", buffering=0), open(ready_fd, "wb", buffering=0) as broker_end:
             config = BrokerConfig(
@@ -216,13 +355,14 @@ def start(settings: NodeSettings, driver_pid: int) -> Node:
                 node=ids.random_id().hex(),
                 driver_pid=driver_pid,
                 ready_fd=ready_fd,
-                resources=_resources(settings, memory - store_capacity, store_capacity),
+                resources=_resources(settings, memory - store_capacity, store_capacity, cluster),
                 labels=settings.labels,
                 store_capacity=store_capacity,
                 max_objects=settings.max_objects,
                 preload=["numpy"] if settings.preload is None else settings.preload,
                 log_to_driver=settings.log_to_driver,
                 python=sys.version,
+                cluster=place,
             )
             process = _spawn(config, directory, ready_fd)
             undo.callback(_end, process)
@@ -232,9 +372,43 @@ def start(settings: NodeSettings, driver_pid: int) -> Node:
         if word != "ready":
             process.wait()
             log = _read_text(os.path.join(directory, "broker.log"))
-            raise errors.ZraySystemError(f"the broker could not start: {rest or log or 'it ended without a word'}")
+            raise errors.ZraySystemError(f"the node could not start: {rest or log or 'it ended without a word'}")
+        store_fd, _, address = rest.partition(" ")
+        record = NodeRecord(
+            directory=directory,
+            spill_directory=spill_directory,
+            broker_pid=process.pid,
+            store_fd=int(store_fd),
+            session=session,
+            node=config.node,
+            address=address,
+            head=address if place is None else place.head or address,
+            key_file="" if place is None else place.key_file,
+        )
+        _write_record(record)
         undo.pop_all()
-        return Node(directory, process, int(rest), alive)
+        return Node(record, process, alive)
+
+
+def _place(cluster: ClusterSettings, directory: str) -> ClusterConfig:
+    """Give a new cluster its key."""
+    from zray import __version__
+    from zray.peer_transport import ClusterKey
+
+    key_file = cluster.key_file
+    if not key_file:
+        key_file = os.path.join(directory, "cluster.key")
+        ClusterKey.new().write(key_file)
+    return ClusterConfig(
+        cluster.host, cluster.port, cluster.head, os.path.abspath(key_file), __version__, cluster.node_timeout
+    )
+
+
+def _write_record(record: NodeRecord) -> None:
+    path = os.path.join(record.directory, _RECORD)
+    with open(os.open(path + ".part", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600), "wb") as file:
+        file.write(msgspec.json.encode(record))
+    os.replace(path + ".part", path)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -242,16 +416,19 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def _resources(settings: NodeSettings, memory: int, store_capacity: int) -> dict[str, float]:
+def _resources(
+    settings: NodeSettings, memory: int, store_capacity: int, cluster: ClusterSettings | None
+) -> dict[str, float]:
     gpus = gpu_count() if settings.num_gpus is None else settings.num_gpus
     found = {
         "CPU": float(cpu_count() if settings.num_cpus is None else settings.num_cpus),
         "memory": float(settings.memory or memory),
         "object_store_memory": float(store_capacity),
-        "node:127.0.0.1": 1.0,
-        "node:__internal_head__": 1.0,
+        f"node:{cluster.host if cluster is not None else '127.0.0.1'}": 1.0,
         **settings.resources,
     }
+    if cluster is None or not cluster.head:
+        found["node:__internal_head__"] = 1.0
     if gpus:
         found["GPU"] = float(gpus)
     return found
@@ -279,8 +456,6 @@ def _spawn(config: BrokerConfig, directory: str, ready_fd: int) -> subprocess.Po
 
 
 def _read_line(fd: int, process: subprocess.Popen[bytes]) -> str:
-    import select
-
     deadline = time.monotonic() + _READY_TIMEOUT_S
     data = b""
     while not data.endswith(b"\n"):

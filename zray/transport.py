@@ -184,24 +184,35 @@ class Subscriber:
 
 
 class Poller:
-    """Waits for an inbox and plain file descriptors together."""
+    """Waits for an inbox, plain file descriptors, and sockets that somebody else reads, together."""
 
     def __init__(self, inbox: Inbox) -> None:
         self._inbox = inbox.socket
         self._poller = zmq.Poller()
         self._poller.register(self._inbox, zmq.POLLIN)
 
-    def add(self, fd: int) -> None:
-        self._poller.register(fd, zmq.POLLIN)
+    def add(self, fd: int, *, writing: bool = False) -> None:
+        """Wait for a descriptor, too, to become readable (or writable)."""
+        self._poller.register(fd, zmq.POLLOUT if writing else zmq.POLLIN)
 
     def remove(self, fd: int) -> None:
         self._poller.unregister(fd)
 
-    def wait(self, timeout_ms: int) -> tuple[bool, list[int]]:
-        """Return (the inbox may have something, readable descriptors)."""
+    def watch(self, socket: zmq.Socket[bytes]) -> None:
+        """Wait for a socket, too."""
+        self._poller.register(socket, zmq.POLLIN)
+
+    def forget(self, socket: zmq.Socket[bytes]) -> None:
+        self._poller.unregister(socket)
+
+    def wait(self, timeout_ms: int) -> tuple[bool, list[int], bool]:
+        """Return (the inbox may have something, ready descriptors, some watched socket may have something)."""
         ready = self._poller.poll(timeout_ms)
+        if not ready:
+            return False, [], False
         descriptors = [item for item, _ in ready if isinstance(item, int)]
-        return len(descriptors) < len(ready), descriptors
+        has_messages = any(item is self._inbox for item, _ in ready)
+        return has_messages, descriptors, len(descriptors) + has_messages < len(ready)
 
 
 __all__ = ["Context", "Inbox", "Outbox", "Poller", "Publisher", "Subscriber", "ipc_endpoint"]

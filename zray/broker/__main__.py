@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -48,13 +49,22 @@ def main() -> None:
         os.close(config.ready_fd)
         fork_parent.serve(theirs, config.preload)
     theirs.close()
+    from zray.broker.cluster import CannotJoin
     from zray.broker.server import Broker
     from zray.node import hold_session
 
     # Kept open for as long as the process lives; the fork parent, made before, has no share in it.
     hold_session(config.directory)
-    broker = Broker(config, _store.Store(fd), fd, ours, child)
-    os.write(config.ready_fd, f"ready {fd}\n".encode())
+    try:
+        broker = Broker(config, _store.Store(fd), fd, ours, child)
+        if broker.cluster is not None:
+            broker.cluster.join()
+    except (OSError, ValueError, CannotJoin) as error:
+        os.write(config.ready_fd, f"error {error}\n".encode())
+        shutil.rmtree(config.directory, ignore_errors=True)
+        os._exit(1)
+    address = "" if broker.cluster is None else broker.cluster.address
+    os.write(config.ready_fd, f"ready {fd} {address}\n".encode())
     os.close(config.ready_fd)
     # The machines make no cycles; collecting would walk every queued task again and again.
     gc.disable()

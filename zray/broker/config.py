@@ -5,6 +5,23 @@ from __future__ import annotations
 import msgspec
 
 
+class ClusterConfig(msgspec.Struct, frozen=True):
+    """A node's place in a cluster."""
+
+    host: str
+    """Address to listen on, which is also where other nodes find it."""
+    port: int
+    """0: any free one."""
+    head: str
+    """host:port of the head; empty: this node is the head."""
+    key_file: str
+    """Holds the key that all nodes share (`zray.peer_transport.ClusterKey`)."""
+    version: str
+    """Of zray."""
+    node_timeout: float
+    """Seconds of silence after which a node counts as dead, or the head as gone."""
+
+
 class BrokerConfig(msgspec.Struct, frozen=True):
     """One frozen record instead of many parameters; travels as JSON on the broker's standard input."""
 
@@ -30,5 +47,7 @@ class BrokerConfig(msgspec.Struct, frozen=True):
     cluster_may_grow: bool = False
     """Requests that this node can never satisfy wait (for nodes that may join) instead of failing."""
     python: str = ""
+    cluster: ClusterConfig | None = None
+    """None: one machine, and no TCP port."""
     options: dict[str, object] = {}
     """Rarer settings (`_system_config`)."""

@@ -22,6 +22,8 @@ from zray import _store, wire
 from zray.broker import actions as a
 from zray.broker import events as e
 from zray.broker import status
+from zray.broker.cluster import Cluster
+from zray.broker.membership import NEVER, NodeLoad
 from zray.broker.performer import Performer
 from zray.broker.processes import (
     Exited,
@@ -122,6 +124,11 @@ class Broker:
         self.scheduler = Scheduler(dict(config.resources), SchedulerConfig(cluster_may_grow=config.cluster_may_grow))
         self.records = Records(self.context.publisher, config, store)
         self.performer = Performer(self)
+        self.cluster: Cluster | None = None
+        if config.cluster is not None:
+            self.cluster = Cluster(
+                config, config.cluster, self.context, self.poller, self.records.gcs, self._own_load, self._end_because
+            )
         self.driver_pidfd = os.pidfd_open(config.driver_pid) if config.driver_pid else -1
         if self.driver_pidfd >= 0:
             self.poller.add(self.driver_pidfd)
@@ -146,7 +153,7 @@ class Broker:
             wire.CancelTask: self._cancel,
             wire.KillActor: self._kill_actor,
             wire.LookupActor: lambda m: self.tell(e.ActorLookup(m.name, m.namespace, m.reply)),
-            wire.GcsRequest: lambda m: self.reply(m.reply, self.records.gcs.handle_request(m.body)),
+            wire.GcsRequest: self._gcs_request,
             wire.Query: self._query,
         }
 
@@ -157,8 +164,10 @@ class Broker:
         try:
             next_tick = time.monotonic() + _TICK_S
             while self.running:
-                wait = max(0.0, min(next_tick, self.scheduler.wake_at) - time.monotonic())
-                has_messages, descriptors = self.poller.wait(int(wait * 1000) + 1)
+                cluster = self.cluster
+                wake_at = min(next_tick, self.scheduler.wake_at, NEVER if cluster is None else cluster.wake_at)
+                wait = max(0.0, wake_at - time.monotonic())
+                has_messages, descriptors, has_news = self.poller.wait(int(wait * 1000) + 1)
                 if has_messages:
                     self._serve_inbox()
                     if self._exits_ahead:
@@ -168,6 +177,11 @@ class Broker:
                 if descriptors:
                     self._serve_descriptors(descriptors)
                 now = time.monotonic()
+                if cluster is not None:
+                    if has_news:
+                        cluster.serve(now)
+                    if now >= cluster.wake_at:
+                        cluster.tick(now)
                 if now >= next_tick or now >= self.scheduler.wake_at:
                     self._tick(now)
                     next_tick = now + (_IDLE_TICK_S if self.scheduler.is_idle() else _TICK_S)
@@ -359,12 +373,20 @@ class Broker:
                 return worker.number
         return 0
 
+    def _gcs_request(self, message: wire.GcsRequest) -> None:
+        if self.cluster is None:
+            self.reply(message.reply, self.records.gcs.handle_request(message.body))
+        else:
+            self.cluster.request(message.body, lambda answer: self.reply(message.reply, answer))
+
     def _query(self, message: wire.Query) -> None:
         self.reply(message.reply, status.answer(self, message.what, message.argument))
 
     # -- processes ----------------------------------------------------------------------------------------------------
 
     def _serve_descriptors(self, descriptors: list[int]) -> None:
+        if self.cluster is not None:
+            self.cluster.serve_descriptors(descriptors, time.monotonic())
         for fd in descriptors:
             if fd == self.driver_pidfd:
                 self.running = False
@@ -533,6 +555,16 @@ class Broker:
         if committed - used < min(used, _TOUCH_AHEAD):
             self.store.touch_ahead(committed - used + _TOUCH_PIECE)
 
+    # -- the cluster --------------------------------------------------------------------------------------------------
+
+    def _own_load(self) -> NodeLoad:
+        figures = self.scheduler.statistics()
+        return NodeLoad(self.scheduler.available(), figures["tasks_queued"], figures["workers_busy"])
+
+    def _end_because(self, reason: str) -> None:
+        print(f"[zray] the node ends: {reason}", file=sys.stderr, flush=True)
+        self.running = False
+
     # -- the rest -----------------------------------------------------------------------------------------------------
 
     def session_config(self, job: JobSpec) -> SessionConfig:
@@ -567,6 +599,8 @@ class Broker:
         for worker in self.workers.values():
             kill_group(worker.pid)
         kill_group_of_fork_parent(self.forks.pid)
+        if self.cluster is not None:
+            self.cluster.close("it was ended")
         self.context.close()
         self.store.close()
         shutil.rmtree(self.config.spill_directory, ignore_errors=True)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from zray.broker.membership import NodeInfo
 from zray.gcs.tables import ActorRow, EventRow
 
 if TYPE_CHECKING:
@@ -24,26 +25,69 @@ def answer(broker: Broker, what: str, argument: str) -> bytes:
 
 
 def nodes(broker: Broker, _: str) -> list[dict[str, Any]]:
-    return [
-        {
-            "NodeID": broker.config.node,
-            "Alive": True,
-            "NodeManagerAddress": "127.0.0.1",
-            "NodeManagerHostname": socket.gethostname(),
-            "Resources": dict(broker.config.resources),
-            "Labels": dict(broker.config.labels),
-            "session": broker.config.session,
-            "broker_pid": os.getpid(),
-        }
+    """All nodes of the cluster, this one first, the dead ones last."""
+    cluster = broker.cluster
+    if cluster is None:
+        own = NodeInfo(
+            broker.node,
+            "",
+            socket.gethostname(),
+            os.getpid(),
+            dict(broker.config.resources),
+            dict(broker.config.labels),
+            "",
+            "",
+            broker.config.session,
+        )
+        return [_node(own, "127.0.0.1", "ALIVE")]
+    found = [
+        _node(member.info, _host(member.info), member.state.name, head=member.info.id == cluster.head)
+        for member in cluster.present()
     ]
+    for info, node, reason in cluster.dead():
+        row = {"NodeID": node.hex()} if info is None else _node(info, _host(info), "DEAD")
+        found.append({**row, "Alive": False, "state": "DEAD", "reason": reason})
+    return found
+
+
+def _node(info: NodeInfo, host: str, state: str, *, head: bool = True) -> dict[str, Any]:
+    return {
+        "NodeID": info.id.hex(),
+        "Alive": state != "DEAD",
+        "NodeManagerAddress": host,
+        "NodeManagerHostname": info.hostname,
+        "Resources": dict(info.resources),
+        "Labels": dict(info.labels),
+        "session": info.session,
+        "broker_pid": info.pid,
+        "address": info.address,
+        "state": state,
+        "is_head": head,
+    }
+
+
+def _host(info: NodeInfo) -> str:
+    return info.address.rpartition(":")[0]
 
 
 def cluster_resources(broker: Broker, _: str) -> dict[str, float]:
-    return dict(broker.config.resources)
+    if broker.cluster is None:
+        return dict(broker.config.resources)
+    return _sum([member.info.resources for member in broker.cluster.present()])
 
 
 def available_resources(broker: Broker, _: str) -> dict[str, float]:
-    return broker.scheduler.available()
+    if broker.cluster is None:
+        return broker.scheduler.available()
+    return _sum([member.load.available for member in broker.cluster.present()])
+
+
+def _sum(amounts: list[dict[str, float]]) -> dict[str, float]:
+    total: dict[str, float] = {}
+    for part in amounts:
+        for name, amount in part.items():
+            total[name] = total.get(name, 0.0) + amount
+    return total
 
 
 def statistics(broker: Broker, _: str) -> dict[str, Any]:
@@ -52,6 +96,9 @@ def statistics(broker: Broker, _: str) -> dict[str, Any]:
     found["workers"] = len(broker.workers)
     found["jobs"] = len(broker.jobs)
     found["watched"] = len(broker.watched)
+    if broker.cluster is not None:
+        found["refused_connections"] = broker.cluster.links.sockets.refused
+        found["malformed_peer_frames"] = broker.cluster.links.malformed
     return found
 
 

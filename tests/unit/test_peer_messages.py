@@ -1,0 +1,77 @@
+"""Messages between brokers: every kind survives its frame; whatever bytes come, only PeerFrameError goes out."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from zray.broker import peer_messages as pm
+from zray.broker.membership import Change, NodeInfo, NodeLoad, State
+
+NODE = bytes(range(16))
+INFO = NodeInfo(NODE, "10.0.0.1:7000", "here", 7, {"CPU": 2.0}, {"zone": "east"}, "0.1.0", "3.11", "s", "/run/s")
+EXAMPLES: list[pm.PeerMessage] = [
+    pm.Join(INFO),
+    pm.Joined("cluster", INFO, [INFO, INFO]),
+    pm.Rejected("no"),
+    pm.Beat(NodeLoad({"CPU": 1.5}, 3, 2, 1000)),
+    pm.Loads({NODE: NodeLoad({})}),
+    pm.NotMe(NODE),
+    pm.NodeUp(INFO),
+    pm.NodeChanged(Change(NODE, State.DEAD, "gone")),
+    pm.Leave("enough"),
+    pm.Gone(NODE, "its port refuses"),
+    pm.StoreRequest(1, b"request"),
+    pm.StoreReply(1, b"reply"),
+]
+
+
+def test_there_is_an_example_of_each_kind() -> None:
+    assert {type(example) for example in EXAMPLES} == set(pm.KINDS.values())
+
+
+@pytest.mark.parametrize("message", EXAMPLES, ids=lambda message: type(message).__name__)
+def test_every_message_survives_its_frame(message: pm.PeerMessage) -> None:
+    body = pm.encode(message)
+    assert pm.decode(body) == message
+    assert pm.decode(memoryview(body)) == message
+    for way in (pm.PLAIN, pm.NUMBERED):
+        assert pm.open_envelope(pm.envelope(way, NODE, body)) == (way, NODE[:8], body)
+    assert pm.open_envelope(pm.envelope(pm.PLAIN, b"", body))[1] == pm.ANYBODY
+
+
+def test_what_must_arrive_is_numbered() -> None:
+    plain = {type(message) for message in EXAMPLES if not pm.is_numbered(message)}
+    assert plain == {pm.Join, pm.Joined, pm.Rejected, pm.Beat, pm.Loads, pm.NotMe}
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_whatever_bytes_come(seed: int) -> None:
+    draw = random.Random(seed)
+    for _ in range(500):
+        body = bytearray(pm.encode(draw.choice(EXAMPLES)))
+        for _ in range(draw.randrange(1, 4)):
+            kind = draw.randrange(4)
+            if kind == 0 and body:
+                body[draw.randrange(len(body))] = draw.randrange(256)
+            elif kind == 1:
+                del body[draw.randrange(len(body) + 1) :]
+            elif kind == 2:
+                body += draw.randbytes(draw.randrange(20))
+            else:
+                body = bytearray(draw.randbytes(draw.randrange(60)))
+        try:
+            pm.decode(bytes(body))
+        except pm.PeerFrameError:
+            pass
+        try:
+            pm.open_envelope(bytes(body))
+        except pm.PeerFrameError:
+            pass
+
+
+@pytest.mark.parametrize("frame", [b"", bytes(10), b"\x02\x00" + bytes(20), b"\x01\x07" + bytes(20)])
+def test_what_is_no_envelope(frame: bytes) -> None:
+    with pytest.raises(pm.PeerFrameError, match="not a frame of version 1"):
+        pm.open_envelope(frame)

@@ -1,0 +1,250 @@
+"""Conversations with other brokers: who is where, messages out, messages in, ports that refuse.
+
+Covers the address book, connecting when needed, numbered frames over connections that break, and looking whether a
+process is still behind a port. Does not cover what messages mean (`cluster`), or sockets themselves (`peer_transport`).
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import sys
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from zray.broker import peer_messages as pm
+from zray.broker.reliable import NEVER, MalformedFrame, ReliableLink
+from zray.peer_transport import Arrived, Connected
+
+if TYPE_CHECKING:
+    from zray.peer_transport import PeerSockets
+    from zray.transport import Poller
+
+_PROBE_S: Final = 1.0
+"""Seconds that a port may take to answer a probe."""
+_REFUSALS: Final = frozenset({errno.ECONNREFUSED})
+
+
+class Refused(NamedTuple):
+    """The port of a node refuses connections: no process is behind it."""
+
+    node: bytes
+
+
+class Heard(NamedTuple):
+    """A message of a node."""
+
+    node: bytes
+    message: pm.PeerMessage
+
+
+class Impostor(NamedTuple):
+    """Behind a node's address there is another node now."""
+
+    node: bytes
+
+
+LinkEvent = Refused | Heard | Impostor
+
+
+class Prober:
+    """Looks whether somebody listens at an address: one connection, made and dropped."""
+
+    def __init__(self, poller: Poller) -> None:
+        self._poller = poller
+        self._open: dict[int, tuple[socket.socket, bytes, float]] = {}
+        """By descriptor: the socket, which node is asked after, until when."""
+
+    def ask(self, node: bytes, address: str, now: float) -> bool | None:
+        """Begin a probe; True or False when the answer (refused?) is known at once, else None."""
+        if any(asked == node for _, asked, _ in self._open.values()):
+            return None
+        host, _, port = address.rpartition(":")
+        try:
+            family, kind, protocol, _, target = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)[0]
+        except OSError:
+            return False
+        probe = socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, protocol)
+        code = probe.connect_ex(target)
+        if code in (errno.EINPROGRESS, errno.EAGAIN):
+            self._open[probe.fileno()] = probe, node, now + _PROBE_S
+            self._poller.add(probe.fileno(), writing=True)
+            return None
+        probe.close()
+        return code in _REFUSALS
+
+    def answered(self, descriptors: list[int]) -> list[bytes]:
+        """Take those of the ready descriptors that are probes; return the nodes whose port refused."""
+        refused = []
+        for fd in descriptors:
+            found = self._open.pop(fd, None)
+            if found is not None:
+                probe, node, _ = found
+                if probe.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) in _REFUSALS:
+                    refused.append(node)
+                self._close(fd, probe)
+        return refused
+
+    def tick(self, now: float) -> None:
+        """Give up probes that nobody answers: that says nothing."""
+        for fd, (probe, _, until) in list(self._open.items()):
+            if now >= until:
+                del self._open[fd]
+                self._close(fd, probe)
+
+    def _close(self, fd: int, probe: socket.socket) -> None:
+        self._poller.remove(fd)
+        probe.close()
+
+    def close(self) -> None:
+        """Drop all probes."""
+        self.tick(NEVER)
+
+
+class Links:
+    """One broker's conversations with all others."""
+
+    def __init__(self, sockets: PeerSockets, prober: Prober, own: bytes) -> None:
+        self.sockets = sockets
+        self._prober = prober
+        self._own = own
+        self._links: dict[bytes, ReliableLink] = {}
+        self._addresses: dict[bytes, str] = {}
+        self._stuck: set[bytes] = set()
+        """Nodes that frames could not be sent to: they are when such a node is heard."""
+        self.malformed = 0
+
+    def know(self, node: bytes, address: str) -> None:
+        """A node's host:port; empty: it connects to others."""
+        self._addresses[node] = address
+
+    def rename(self, stand_in: bytes, node: bytes) -> None:
+        """A node that was addressed by a stand-in has told its id."""
+        self.sockets.rename(stand_in, node)
+        self._addresses[node] = self._addresses.pop(stand_in)
+
+    def forget(self, node: bytes) -> None:
+        """A node is dead: nothing is sent to it any more, and what was not acknowledged is dropped."""
+        self.sockets.hang_up(node)
+        self._links.pop(node, None)
+        self._addresses.pop(node, None)
+        self._stuck.discard(node)
+
+    # -- out ----------------------------------------------------------------------------------------------------------
+
+    def send(self, node: bytes, message: pm.PeerMessage, now: float) -> None:
+        """Send a message to a node. Numbered ones arrive once, in order, as long as both live; plain ones may be lost."""
+        body = pm.encode(message)
+        if pm.is_numbered(message):
+            self._put(node, pm.NUMBERED, self._link(node).send(body, now))
+        else:
+            self._put(node, pm.PLAIN, body)
+
+    def send_to_anybody(self, stand_in: bytes, message: pm.PeerMessage) -> None:
+        """Send a plain message to whoever listens at the address of `stand_in`, a node whose id is not known."""
+        self._connect(stand_in)
+        self.sockets.send(stand_in, pm.envelope(pm.PLAIN, b"", pm.encode(message)))
+
+    def _put(self, node: bytes, way: int, payload: bytes) -> None:
+        self._connect(node)
+        if not self.sockets.send(node, pm.envelope(way, node, payload)):
+            self._stuck.add(node)
+
+    def _connect(self, node: bytes) -> None:
+        if not self.sockets.reaches(node):
+            address = self._addresses.get(node)
+            if address:
+                self.sockets.dial(node, address)
+
+    def _link(self, node: bytes) -> ReliableLink:
+        link = self._links.get(node)
+        if link is None:
+            link = self._links[node] = ReliableLink()
+        return link
+
+    def unacked_bytes(self, node: bytes) -> int:
+        """What a node has not acknowledged."""
+        link = self._links.get(node)
+        return link.unacked_bytes if link is not None else 0
+
+    # -- in -----------------------------------------------------------------------------------------------------------
+
+    def receive(self, now: float) -> list[LinkEvent]:
+        """Return what has come, without waiting."""
+        events: list[LinkEvent] = []
+        for event in self.sockets.receive():
+            if isinstance(event, Arrived):
+                self._arrived(event, now, events)
+            elif isinstance(event, Connected):
+                self._again(event.node, now)
+            else:
+                events += self._broken(event.node, now)
+        return events
+
+    def _arrived(self, event: Arrived, now: float, events: list[LinkEvent]) -> None:
+        node = event.node
+        try:
+            way, to, payload = pm.open_envelope(event.frame)
+            if to not in (self._own[:8], pm.ANYBODY):
+                self._put(node, pm.PLAIN, pm.encode(pm.NotMe(self._own)))
+                return
+            if node in self._stuck:
+                self._stuck.discard(node)
+                self._again(node, now)
+            body: bytes | None = payload
+            if way == pm.NUMBERED:
+                body, again = self._link(node).receive(payload, now)
+                for frame in again:
+                    self._put(node, pm.NUMBERED, frame)
+            if body is None:
+                return
+            message = pm.decode(body)
+        except (pm.PeerFrameError, MalformedFrame) as error:
+            self.malformed += 1
+            print(f"[zray] broker dropped a frame of node {node.hex()[:8]}: {error}", file=sys.stderr, flush=True)
+            return
+        if isinstance(message, pm.NotMe):
+            if message.node != node:
+                events.append(Impostor(node))
+            return
+        events.append(Heard(node, message))
+
+    def _again(self, node: bytes, now: float) -> None:
+        """A connection is new: what was under way on the last one may be lost."""
+        link = self._links.get(node)
+        if link is not None:
+            for frame in link.reconnected(now):
+                self._put(node, pm.NUMBERED, frame)
+
+    def _broken(self, node: bytes, now: float) -> list[LinkEvent]:
+        """A connection broke: is there still a process behind the port? Which node had made it is not known: ask after all."""
+        asked = [node] if node else list(self._addresses)
+        return [Refused(other) for other in asked if self.probe(other, now)]
+
+    def probe(self, node: bytes, now: float) -> bool:
+        """Look whether somebody listens at a node's address; True: nobody, as is known at once. Else see `probed`."""
+        address = self._addresses.get(node)
+        return bool(address) and self._prober.ask(node, str(address), now) is True
+
+    def probed(self, descriptors: list[int]) -> list[LinkEvent]:
+        """What became of probes among the ready descriptors."""
+        return [Refused(node) for node in self._prober.answered(descriptors)]
+
+    # -- time ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def wake_at(self) -> float:
+        """When `tick` is wanted at the latest."""
+        return min((link.wake_at for link in self._links.values()), default=NEVER)
+
+    def tick(self, now: float) -> None:
+        """Acknowledge, and send again."""
+        self._prober.tick(now)
+        for node, link in self._links.items():
+            if now >= link.wake_at:
+                for frame in link.tick(now):
+                    self._put(node, pm.NUMBERED, frame)
+
+    def close(self) -> None:
+        """Close everything."""
+        self._prober.close()
+        self.sockets.close()

@@ -1,0 +1,228 @@
+"""Who belongs to the cluster: nodes join, are heard of, fall silent, die, and never come back under the same id.
+
+Covers the decisions of the head about other nodes (`Membership`) and what every other node knows of them (`Neighbours`).
+Does not cover how frames travel (`reliable`, `links`) or what becomes of a dead node's tasks and objects (the scheduler).
+
+A node is one life of one broker: it draws its id when it starts. Rules:
+
+    joining --version fits--> ALIVE <--heard--- SILENT      nothing new is placed on a silent node
+                                |--SILENT_S-->    |
+                                |                 |--DEAD_S--> DEAD     for ever: its late messages are answered with
+                                |--its port refuses, or it leaves----^  "you are dead" and change nothing
+
+A process that is paused keeps its port: connections to it are still taken by its kernel, so it is SILENT, not DEAD, and
+goes on where it was when it is heard again before DEAD_S. A port that *refuses* has no process behind it: that node is dead
+at once, as far as the head can be reached by whoever saw it.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Final
+
+import msgspec
+
+BEAT_S: Final = 0.25
+"""Seconds between two beats of a node."""
+SILENT_S: Final = 2.0
+"""Without a beat for so long a node gets nothing new."""
+DEAD_S: Final = 30.0
+"""Without a beat for so long it is dead: half again as long as the longest pause that should not matter (20 s)."""
+NEVER: Final = float("inf")
+
+
+class NodeInfo(msgspec.Struct, frozen=True, array_like=True):
+    """What a node says of itself when it joins."""
+
+    id: bytes
+    """16 bytes."""
+    address: str
+    """host:port of its broker; empty when nobody can connect to it (it connects to others)."""
+    hostname: str
+    pid: int
+    """Of its broker."""
+    resources: dict[str, float]
+    labels: dict[str, str]
+    version: str
+    """Of zray: major.minor must be that of the head."""
+    python: str
+    """major.minor, which must be that of the head: pickled code differs between them."""
+    session: str = ""
+    directory: str = ""
+    """Runtime directory, for processes of the same machine."""
+
+
+class NodeLoad(msgspec.Struct, frozen=True, array_like=True):
+    """What a node says of itself with every beat."""
+
+    available: dict[str, float]
+    queued: int = 0
+    """Tasks that wait for a worker there."""
+    running: int = 0
+    task_micros: int = 0
+    """Average run time of its tasks; 0: none has ended yet."""
+
+
+class State(enum.IntEnum):
+    """Of a member."""
+
+    ALIVE = 1
+    SILENT = 2
+    DEAD = 3
+
+
+class Change(msgspec.Struct, frozen=True):
+    """A member's state is another one now."""
+
+    node: bytes
+    state: State
+    reason: str = ""
+
+
+class Refusal(Exception):
+    """A node may not join; the text says why and what would mend it."""
+
+
+class Member:
+    """A node, as the head sees it."""
+
+    __slots__ = ("heard", "info", "load", "reason", "state")
+
+    def __init__(self, info: NodeInfo, now: float) -> None:
+        self.info = info
+        self.load = NodeLoad(dict(info.resources))
+        self.state = State.ALIVE
+        self.heard = now
+        self.reason = ""
+
+    def __repr__(self) -> str:
+        return f"<Member {self.info.id.hex()[:8]} {self.state.name} at {self.info.address or 'no address'}>"
+
+
+class Membership:
+    """The head's decisions. Methods return the changes that everybody must hear of, in order."""
+
+    __slots__ = ("_dead_after", "_head", "_silent_after", "members")
+
+    def __init__(self, head: NodeInfo, dead_after: float = DEAD_S) -> None:
+        """The head is a member that is never silent to itself. `dead_after`: seconds of silence."""
+        self._head = head
+        self._dead_after = dead_after
+        self._silent_after = min(SILENT_S, dead_after / 2)
+        self.members: dict[bytes, Member] = {head.id: Member(head, 0.0)}
+
+    def join(self, info: NodeInfo, now: float) -> list[Change]:
+        """Admit a node. One that is a member already (its answer was lost) is admitted again.
+
+        Raises:
+            Refusal: it does not fit this cluster, or was declared dead.
+        """
+        if len(info.id) != 16:
+            raise Refusal("a node's id has 16 bytes")
+        member = self.members.get(info.id)
+        if member is not None:
+            if member.state == State.DEAD:
+                raise Refusal(f"this node was declared dead ({member.reason}): start it again")
+            return self.heard(info.id, None, now)
+        head = self._head
+        if _minor(info.version) != _minor(head.version):
+            raise Refusal(
+                f"the cluster runs zray {head.version}, this node {info.version}: install {head.version} on it"
+            )
+        if _minor(info.python) != _minor(head.python):
+            raise Refusal(
+                f"the cluster runs Python {head.python}, this node {info.python}: start it with Python {head.python}"
+            )
+        self.members[info.id] = Member(info, now)
+        return [Change(info.id, State.ALIVE)]
+
+    def heard(self, node: bytes, load: NodeLoad | None, now: float) -> list[Change]:
+        """A beat, or any other sign of life. Of the dead and of strangers nothing is heard."""
+        member = self.members.get(node)
+        if member is None or member.state == State.DEAD:
+            return []
+        member.heard = now
+        if load is not None:
+            member.load = load
+        if member.state == State.SILENT:
+            member.state = State.ALIVE
+            return [Change(node, State.ALIVE)]
+        return []
+
+    def is_dead(self, node: bytes) -> bool:
+        """Whether messages of this node must change nothing."""
+        member = self.members.get(node)
+        return member is not None and member.state == State.DEAD
+
+    def end(self, node: bytes, reason: str) -> list[Change]:
+        """It has left, or its port refuses connections, or somebody removes it."""
+        member = self.members.get(node)
+        if member is None or member.state == State.DEAD or node == self._head.id:
+            return []
+        member.state = State.DEAD
+        member.reason = reason
+        return [Change(node, State.DEAD, reason)]
+
+    def tick(self, now: float) -> list[Change]:
+        """See who has fallen silent, and who for too long."""
+        changes: list[Change] = []
+        for node, member in self.members.items():
+            if node == self._head.id:
+                member.heard = now
+                continue
+            silence = now - member.heard
+            if member.state == State.ALIVE and silence >= self._silent_after:
+                member.state = State.SILENT
+                changes.append(Change(node, State.SILENT, f"silent for {silence:.1f} s"))
+            if member.state == State.SILENT and silence >= self._dead_after:
+                changes += self.end(node, f"not heard of for {silence:.1f} s")
+        return changes
+
+    def present(self) -> list[Member]:
+        """Those that are not dead, in the order in which they joined."""
+        return [member for member in self.members.values() if member.state != State.DEAD]
+
+
+def _minor(version: str) -> tuple[str, ...]:
+    return tuple(version.split(".")[:2])
+
+
+class Neighbours:
+    """The other nodes, as one node knows them from the head."""
+
+    __slots__ = ("_own", "dead", "members")
+
+    def __init__(self, own: bytes) -> None:
+        self._own = own
+        self.members: dict[bytes, Member] = {}
+        """Alive or silent, the head among them."""
+        self.dead: dict[bytes, str] = {}
+        """Why each died. Ids never come back, so that this only grows by nodes that ever were."""
+
+    def learn(self, info: NodeInfo, now: float) -> bool:
+        """A node is there; return whether that is news."""
+        if info.id == self._own or info.id in self.members or info.id in self.dead:
+            return False
+        self.members[info.id] = Member(info, now)
+        return True
+
+    def change(self, change: Change) -> bool:
+        """The head has decided; return whether that is news."""
+        member = self.members.get(change.node)
+        if change.state == State.DEAD:
+            known = change.node in self.dead
+            self.members.pop(change.node, None)
+            self.dead.setdefault(change.node, change.reason)
+            return not known
+        if member is None or member.state == change.state:
+            return False
+        member.state = change.state
+        member.reason = change.reason
+        return True
+
+    def load(self, node: bytes, load: NodeLoad, now: float) -> None:
+        """What a node has free now."""
+        member = self.members.get(node)
+        if member is not None:
+            member.load = load
+            member.heard = now

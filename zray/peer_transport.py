@@ -1,0 +1,304 @@
+"""Encrypted TCP between the brokers of a cluster: one listening port a node, connections by node id, both directions on each.
+
+Covers CURVE keys, who is let in, connecting, and events of connections. Does not cover what a frame means (`zray.broker.peer_messages`),
+numbering and sending again (`zray.broker.reliable`), or sockets within a node (`zray.transport`).
+
+Every connection is CURVE (https://rfc.zeromq.org/spec/26) with the cluster's key pair on both sides: whoever does not have it is refused
+during the handshake, before one byte of a message is read, gets no answer, and is counted. ZeroMQ asks for the verdict over an inner socket
+(ZAP, https://rfc.zeromq.org/spec/27) that is served here, between other events: no thread is needed. Repeated, changed and cut frames fail
+CURVE's own checks (nonce, authenticator) and end the connection.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import zmq
+from zmq.utils import z85
+from zmq.utils.monitor import parse_monitor_message
+
+from zray.transport import _Socket
+
+if TYPE_CHECKING:
+    from zray.transport import Context, Poller
+
+MAX_FRAME: Final = 64 << 20
+"""Bytes of the largest frame between nodes; a longer one ends the connection. Values travel in chunks far smaller."""
+_HEARTBEAT_MS: Final = 1000
+_STALLED_MS: Final = 4000
+"""A connection over which no whole frame came for so long is ended and made anew: its route is dead, or a damaged length has it wait for
+bytes that never come. (A process that is only paused loses nothing by it: frames are sent again.)"""
+_LINGER_MS: Final = 200
+_RECONNECT_MS: Final = 20
+_RECONNECT_MAX_MS: Final = 1000
+_ZAP_ENDPOINT: Final = "inproc://zeromq.zap.01"
+_ZAP_DOMAIN: Final = b"zray"
+_FAILED_HANDSHAKES: Final = (
+    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+)
+
+
+class ClusterKey(NamedTuple):
+    """The key pair that all nodes of a cluster share: who has it belongs to the cluster. Z85 text, 40 characters each."""
+
+    public: str
+    secret: str
+
+    @classmethod
+    def new(cls) -> ClusterKey:
+        """Draw a key pair (Curve25519, https://cr.yp.to/ecdh.html, by libsodium)."""
+        public, secret = zmq.curve_keypair()
+        return cls(public.decode(), secret.decode())
+
+    @classmethod
+    def read(cls, path: str) -> ClusterKey:
+        """Read a key file.
+
+        Raises:
+            OSError: it cannot be read.
+            ValueError: it holds no key, or others may read it.
+        """
+        with open(path, encoding="ascii") as file:
+            if os.fstat(file.fileno()).st_mode & 0o077:
+                raise ValueError(f"{path} can be read by others: chmod 600 {path}")
+            try:
+                found = json.load(file)
+                key = cls(found["public"], found["secret"])
+                matching = zmq.curve_public(key.secret.encode()).decode() == key.public
+            except (ValueError, KeyError, TypeError, AttributeError, zmq.ZMQError):
+                matching = False
+        if not matching:
+            raise ValueError(f"{path} holds no cluster key: copy the file from the node where the cluster was started")
+        return key
+
+    def write(self, path: str) -> None:
+        """Write a key file with mode 0600; one that exists is replaced as a whole. OSError: it cannot be written."""
+        part = f"{path}.{os.getpid()}.part"
+        fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            with open(fd, "w", encoding="ascii") as file:
+                json.dump({"public": self.public, "secret": self.secret}, file)
+            os.replace(part, path)
+        except BaseException:
+            os.unlink(part)
+            raise
+
+
+class Connected(NamedTuple):
+    """A connection that this node made is there (again): what was under way on the last one may be lost."""
+
+    node: bytes
+
+
+class Disconnected(NamedTuple):
+    """A connection broke. `node` is empty for one that the other side had made."""
+
+    node: bytes
+
+
+class Arrived(NamedTuple):
+    """A frame of a node that has the cluster's key. `node` is what it calls itself."""
+
+    node: bytes
+    frame: bytes
+
+
+PeerEvent = Connected | Disconnected | Arrived
+
+
+class PeerSockets:
+    """A node's TCP sockets. Not thread-safe. What is called `node` is a 16-byte id."""
+
+    def __init__(self, context: Context, own: bytes, key: ClusterKey, poller: Poller) -> None:
+        """`poller` tells when `receive` is worth calling."""
+        self._zmq = context.zmq
+        self._own = own
+        self._key = key
+        self._poller = poller
+        self._listener: zmq.Socket[bytes] | None = None
+        self._judge: zmq.Socket[bytes] | None = None
+        self._watcher: zmq.Socket[bytes] | None = None
+        """Monitor of the listener."""
+        self._dialled: dict[bytes, tuple[zmq.Socket[bytes], zmq.Socket[bytes]]] = {}
+        """Connections that this node made: socket and its monitor."""
+        self._accepted: set[bytes] = set()
+        """Nodes that were heard over connections of their making."""
+        self.refused = 0
+        """Handshakes that failed: strangers, wrong keys, bytes that are no handshake."""
+        self.malformed = 0
+        """Messages of several parts, or of senders without an id."""
+
+    # -- connecting ---------------------------------------------------------------------------------------------------
+
+    def listen(self, host: str, port: int) -> int:
+        """Listen on host:port (0: any free port); return the port. OSError: the address cannot be had."""
+        judge = self._judge = self._zmq.socket(zmq.ROUTER, _Socket)
+        judge.setsockopt(zmq.LINGER, 0)
+        judge.bind(_ZAP_ENDPOINT)
+        listener = self._listener = self._socket(zmq.ROUTER)
+        listener.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        listener.setsockopt(zmq.ROUTER_HANDOVER, 1)
+        listener.setsockopt(zmq.CURVE_SERVER, 1)
+        listener.setsockopt(zmq.ZAP_DOMAIN, _ZAP_DOMAIN)
+        self._watcher = listener.get_monitor_socket(_FAILED_HANDSHAKES | zmq.EVENT_DISCONNECTED)
+        for socket in (judge, listener, self._watcher):
+            self._poller.watch(socket)
+        try:
+            listener.bind(f"tcp://{_bracketed(host)}:{port or '*'}")
+        except zmq.ZMQError as error:
+            raise OSError(error.errno, f"cannot listen on {host}:{port}: {error.strerror}") from None
+        return int(listener.getsockopt_string(zmq.LAST_ENDPOINT).rpartition(":")[2])
+
+    def _socket(self, kind: int) -> zmq.Socket[bytes]:
+        socket = self._zmq.socket(kind, _Socket)
+        socket.setsockopt(zmq.IPV6, 1)
+        socket.setsockopt(zmq.SNDHWM, 0)
+        socket.setsockopt(zmq.RCVHWM, 0)
+        socket.setsockopt(zmq.LINGER, _LINGER_MS)
+        socket.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME)
+        socket.setsockopt(zmq.HEARTBEAT_IVL, _HEARTBEAT_MS)
+        socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, _STALLED_MS)
+        socket.setsockopt(zmq.HANDSHAKE_IVL, _STALLED_MS)
+        socket.setsockopt(zmq.CURVE_PUBLICKEY, self._key.public.encode())
+        socket.setsockopt(zmq.CURVE_SECRETKEY, self._key.secret.encode())
+        return socket
+
+    def dial(self, node: bytes, address: str) -> None:
+        """Connect to a node's host:port, again and again until `hang_up`; does nothing when that was asked for before."""
+        if node in self._dialled:
+            return
+        socket = self._socket(zmq.DEALER)
+        socket.setsockopt(zmq.ROUTING_ID, self._own)
+        socket.setsockopt(zmq.CURVE_SERVERKEY, self._key.public.encode())
+        socket.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS)
+        socket.setsockopt(zmq.RECONNECT_IVL_MAX, _RECONNECT_MAX_MS)
+        monitor = socket.get_monitor_socket(_FAILED_HANDSHAKES | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
+        host, _, port = address.rpartition(":")
+        socket.connect(f"tcp://{_bracketed(host)}:{port}")
+        self._dialled[node] = socket, monitor
+        self._poller.watch(socket)
+        self._poller.watch(monitor)
+
+    def rename(self, node: bytes, now: bytes) -> None:
+        """A node that was dialled under a stand-in for its id has told its name."""
+        self._dialled[now] = self._dialled.pop(node)
+
+    def hang_up(self, node: bytes) -> None:
+        """Close the connection to a node, if this one made any; nothing that waits is sent."""
+        self._accepted.discard(node)
+        self._hang_up(node, linger=0)
+
+    def _hang_up(self, node: bytes, linger: int) -> None:
+        found = self._dialled.pop(node, None)
+        if found is not None:
+            socket, monitor = found
+            self._poller.forget(socket)
+            self._poller.forget(monitor)
+            socket.disable_monitor()
+            monitor.close(0)
+            socket.close(linger)
+
+    def reaches(self, node: bytes) -> bool:
+        """Whether there is, or may be, a connection to a node."""
+        return node in self._dialled or node in self._accepted
+
+    # -- frames -------------------------------------------------------------------------------------------------------
+
+    def send(self, node: bytes, frame: bytes) -> bool:
+        """Send a frame, or let it wait until the node is connected; False when there is no connection to it."""
+        found = self._dialled.get(node)
+        if found is not None:
+            found[0].send(frame, zmq.DONTWAIT)
+            return True
+        if node not in self._accepted:
+            return False
+        assert self._listener is not None
+        try:
+            self._listener.send_multipart([node, frame], zmq.DONTWAIT)
+        except zmq.ZMQError:  # EHOSTUNREACH: it has gone
+            self._accepted.discard(node)
+            return False
+        return True
+
+    def receive(self, most: int = 256) -> list[PeerEvent]:
+        """Return what has come, at most about `most` events a connection, without waiting."""
+        events: list[PeerEvent] = []
+        if self._judge is not None:
+            self._serve_judge(self._judge)
+        for node, (socket, monitor) in list(self._dialled.items()):
+            self._read_monitor(monitor, node, events)
+            for _ in range(most):
+                parts = _next(socket)
+                if parts is None:
+                    break
+                if len(parts) == 1:
+                    events.append(Arrived(node, parts[0]))
+                else:
+                    self.malformed += 1
+        if self._listener is not None and self._watcher is not None:
+            self._read_monitor(self._watcher, b"", events)
+            for _ in range(most):
+                parts = _next(self._listener)
+                if parts is None:
+                    break
+                if len(parts) == 2 and len(parts[0]) == len(self._own):
+                    self._accepted.add(parts[0])
+                    events.append(Arrived(parts[0], parts[1]))
+                else:
+                    self.malformed += 1
+        return events
+
+    def wait(self, seconds: float) -> None:
+        """Wait until there may be something to receive, at most so long; for when nobody waits with the poller."""
+        poller = zmq.Poller()
+        for socket in (self._judge, self._listener, self._watcher):
+            if socket is not None:
+                poller.register(socket, zmq.POLLIN)
+        for socket, monitor in self._dialled.values():
+            poller.register(socket, zmq.POLLIN)
+            poller.register(monitor, zmq.POLLIN)
+        poller.poll(int(seconds * 1000) + 1)
+
+    def _read_monitor(self, monitor: zmq.Socket[bytes], node: bytes, events: list[PeerEvent]) -> None:
+        while (parts := _next(monitor)) is not None:
+            kind = int(parse_monitor_message(parts)["event"])
+            if kind == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                events.append(Connected(node))
+            elif kind == zmq.EVENT_DISCONNECTED:
+                events.append(Disconnected(node))
+            else:
+                self.refused += 1
+
+    def _serve_judge(self, judge: zmq.Socket[bytes]) -> None:
+        own = z85.decode(self._key.public)
+        while (parts := _next(judge)) is not None:
+            sender, empty, version, request, domain, _, _, mechanism, *credentials = [*parts, *[b""] * 8]
+            good = mechanism == b"CURVE" and domain == _ZAP_DOMAIN and credentials[0] == own
+            status, text = (b"200", b"OK") if good else (b"400", b"not a member")
+            judge.send_multipart([sender, empty, version, request, status, text, b"", b""])
+
+    def close(self) -> None:
+        """Close all sockets; what was sent last has a moment to leave."""
+        for node in list(self._dialled):
+            self._hang_up(node, _LINGER_MS)
+        if self._listener is not None:
+            self._listener.disable_monitor()
+        for socket in (self._watcher, self._listener, self._judge):
+            if socket is not None:
+                self._poller.forget(socket)
+                socket.close()
+        self._watcher = self._listener = self._judge = None
+
+
+def _next(socket: zmq.Socket[bytes]) -> list[bytes] | None:
+    try:
+        return socket.recv_multipart(zmq.DONTWAIT)
+    except zmq.Again:
+        return None
+
+
+def _bracketed(host: str) -> str:
+    """IPv6 addresses stand in brackets."""
+    return f"[{host}]" if ":" in host and not host.startswith("[") else host
