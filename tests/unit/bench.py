@@ -28,6 +28,11 @@ def make_shape(
     return CallShape(key, kind, b"f" * 16, name, resources=packed, max_retries=max_retries, num_returns=num_returns)
 
 
+def peer_id(number: int) -> bytes:
+    """Id of another node."""
+    return bytes([number]) * 16
+
+
 class Bench:
     """One machine, its clock, and everything it asked for."""
 
@@ -53,6 +58,8 @@ class Bench:
         for action in found:
             if isinstance(action, a.RunOn):
                 self.handed.setdefault(action.worker, []).extend(action.tasks)
+            elif isinstance(action, a.RunAt):
+                self.handed.setdefault(action.slot, []).extend(action.tasks)
             elif isinstance(action, a.Reopen):
                 action.task.attempt += 1
             elif isinstance(action, a.StartWorker):
@@ -132,6 +139,11 @@ class Bench:
         spec = ActorSpec(self.specs(1, shape)[0], options.pop("job", 1), **options)
         self.tell(e.ActorRequested(1001, spec, missing, reply))
         return spec
+
+    def see_peer(self, number: int, silent: bool = False, free: float | None = None, **total: float) -> list[a.Action]:
+        """Another node, whose id has this number, says what is free (CPUs; all unless told otherwise)."""
+        available = dict(total) if free is None else {**total, "CPU": free}
+        return self.tell(e.PeerSeen(peer_id(number), dict(total), available, silent))
 
     # -- what came of it -----------------------------------------------------------------------------------------------
 

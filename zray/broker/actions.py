@@ -47,6 +47,23 @@ class RunOn(Action, frozen=True):
     tasks: list[TaskSpec]
 
 
+class RunAt(Action, frozen=True):
+    """Send tasks to another node, in order. Answer: TasksFinished with this slot as the worker, or PeerGone."""
+
+    node: bytes
+    slot: int
+    job: int
+    tasks: list[TaskSpec]
+
+
+class CancelAt(Action, frozen=True):
+    """Tell another node that a task it was sent is cancelled: nobody waits for its end."""
+
+    node: bytes
+    task: bytes
+    force: bool
+
+
 UNKNOWN_RETURNS: Final = -1
 """`num_returns` of a call whose shape never passed the broker (calls to actors): all results of it that the store
 has."""

@@ -56,7 +56,7 @@ class ActorEvents:
         actor = ActorRecord(spec, job, shape, node.ledger.demand(spec.running_resources))
         if not node.actors.admit(actor, event.reply, node.out):
             return
-        if not (shape.demand.feasible and actor.running.feasible) and self._refused(actor):
+        if not (shape.demand.local and actor.running.local) and self._refused(actor):
             return
         if event.missing:
             actor.waiting = Waiting(spec.creation, None, actor)
@@ -67,7 +67,7 @@ class ActorEvents:
     def _refused(self, actor: ActorRecord) -> bool:
         """No node is large enough: it fails now, or waits for the cluster to grow."""
         node = self.node
-        demand = actor.shape.demand if not actor.shape.demand.feasible else actor.running
+        demand = actor.shape.demand if not actor.shape.demand.local else actor.running
         text = f"{actor.shape.name} {node.ledger.why_never(demand)}"
         if node.config.cluster_may_grow:
             node.out.append(

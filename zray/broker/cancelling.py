@@ -73,7 +73,10 @@ class Canceller:
         queue = self._tasks.queue_of(task)
         if queue is None:
             return
-        running = [worker for worker in workers if self._first(worker) == task]
+        running = [worker for worker in workers if worker.peer is None and self._first(worker) == task]
+        for worker in workers:
+            if worker.peer is not None:
+                node.out.append(actions.CancelAt(worker.peer.id, task, force))
         node.out.append(actions.InterruptTask(task, queue.shape.name))
         if force or not running:
             self._end_cancelled(task, queue.shape)

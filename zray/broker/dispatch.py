@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from zray.broker import actions
 from zray.broker.actor_table import STARTING as ACTOR_STARTING
 from zray.broker.ledger import Demand, Ledger
+from zray.broker.peers import Peer
 from zray.broker.task_table import Shared
 from zray.broker.worker_pool import ACTOR, BUSY, IDLE, Kind, Worker
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from zray.broker.actor_table import ActorRecord
     from zray.broker.jobs import Job
     from zray.broker.node import Node
-    from zray.broker.task_table import TaskQueue
+    from zray.broker.task_table import DemandClass, TaskQueue
     from zray.task import TaskSpec
 
 _LOOK_AHEAD = 64
@@ -117,7 +118,7 @@ class Dispatcher:
         fits or no worker is idle."""
         node = self.node
         rotation = job.rotation
-        if not node.pool.idle_count:
+        if not node.pool.idle_count and not node.peers:
             return False
         for _ in range(len(rotation)):
             group = rotation[0]
@@ -127,7 +128,11 @@ class Dispatcher:
                 group.listed = False
                 continue
             rotation.rotate(-1)
-            if node.policy.place(group.demand, node.nodes, node.rng) != 0:
+            place = node.policy.place(group.demand, node.nodes, node.rng)
+            if place > 0 and not job.guest:
+                self._hand_to_peer(job, group, queue, place, now)
+                return True
+            if place != 0:
                 continue
             worker = node.pool.idle_for(job, group.demand, node.ledger)
             if worker is None:
@@ -141,6 +146,24 @@ class Dispatcher:
             self._hand(worker, queue, node.policy.batch(queue.count, queue.shape.depth(node.config), takers), now)
             return True
         return False
+
+    def _hand_to_peer(self, job: Job, group: DemandClass, queue: TaskQueue, place: int, now: float) -> None:
+        """Hand a batch of tasks to a new slot of another node."""
+        node = self.node
+        peer = node.nodes[place]
+        assert isinstance(peer, Peer)
+        if len(group.queues) > 1:
+            group.queues.rotate(-1)
+        slot = node.pool.enter_slot(job, group.demand, peer)
+        node.occupy(slot, group.demand)
+        slot.queue = queue
+        slot.since = now
+        queue.takers += 1
+        job.running += 1
+        takers = max(1, peer.times(group.demand, _LOOK_AHEAD))
+        self._hand(slot, queue, node.policy.batch(queue.count, queue.shape.depth(node.config), takers), now)
+        if not slot.handed:  # what was queued had ended meanwhile
+            node.retire(slot)
 
     def _hand(self, worker: Worker, queue: TaskQueue, count: int, now: float) -> None:
         node = self.node
@@ -156,7 +179,10 @@ class Dispatcher:
             queue.job.running += 1
             worker.since = now
         worker.handed.extend(specs)
-        node.out.append(actions.RunOn(worker.number, specs))
+        if worker.peer is None:
+            node.out.append(actions.RunOn(worker.number, specs))
+        else:
+            node.out.append(actions.RunAt(worker.peer.id, worker.number, worker.job.number, specs))
         if node.story is not None:
             for spec in specs:
                 node.story.tell(spec.id, f"{now:.6f} handed to worker {worker.number} (attempt {spec.attempt})")
@@ -167,6 +193,8 @@ class Dispatcher:
         node = self.node
         queue = worker.queue
         if queue is None or not queue.count or worker.blocked or worker.ghosts or queue.parked:
+            return
+        if worker.peer is not None and worker.peer.silent:
             return
         if node.tasks.queued != queue.count or node.actors.queued:
             return
@@ -187,6 +215,8 @@ class Dispatcher:
         for job in sorted(node.jobs.waiting.values(), key=_turn):
             for group in job.rotation:
                 demand = group.demand
+                if not demand.local:
+                    continue
                 if room is None:
                     if not node.ledger.fits(demand):
                         continue
@@ -213,6 +243,8 @@ class Dispatcher:
                 continue
             job.next_look = now + _LOOK_INTERVAL
             for group in list(job.rotation):
+                if not group.demand.local:
+                    continue
                 count = group.count
                 kind = (group.demand.threads, node.ledger.emptiest_gpus(group.demand))
                 if count and node.pool.able(job, kind) < min(count, share) and node.make_room(job, kind, now):
@@ -236,7 +268,7 @@ class Dispatcher:
 
     def _running_free(self, job: Job) -> int:
         return sum(
-            worker.job is job and worker.actor is None and not worker.blocked
+            worker.job is job and worker.actor is None and worker.peer is None and not worker.blocked
             for worker in self.node.pool.workers.values()
         )
 
@@ -267,7 +299,7 @@ class Dispatcher:
         node = self.node
         found = [(actor.shape.demand, 1) for actor in list(node.actors.queued.values())[:_LOOK_AHEAD]]
         for job in node.jobs.waiting.values():
-            found.extend((group.demand, min(group.count, _LOOK_AHEAD)) for group in job.rotation)
+            found.extend((group.demand, min(group.count, _LOOK_AHEAD)) for group in job.rotation if group.demand.local)
         return found
 
     def _grant_leases(self, now: float) -> None:
@@ -303,7 +335,7 @@ class Dispatcher:
         config = node.config
         late: list[Worker] = []
         for worker in node.pool.busy.values():
-            if len(worker.handed) - worker.ghosts > 1:
+            if worker.peer is None and len(worker.handed) - worker.ghosts > 1:
                 if worker.blocked or now - worker.since >= config.steal_after:
                     late.append(worker)
                 else:

@@ -20,6 +20,8 @@ class JobStarted(Event, frozen=True):
 
     job: JobSpec
     process: int
+    guest: bool = False
+    """Its tasks were sent here by other nodes."""
 
 
 class JobEnded(Event, frozen=True):
@@ -193,6 +195,22 @@ class ActorLookup(Event, frozen=True):
     name: str
     namespace: str
     reply: bytes
+
+
+class PeerSeen(Event, frozen=True):
+    """Another node is there, or says what is free on it now, or has fallen silent (it gets nothing new)."""
+
+    node: bytes
+    total: dict[str, float]
+    available: dict[str, float]
+    silent: bool = False
+
+
+class PeerGone(Event, frozen=True):
+    """Another node is dead, for ever. What it was sent and did not report costs a retry."""
+
+    node: bytes
+    reason: str
 
 
 class Tick(Event, frozen=True):

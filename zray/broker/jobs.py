@@ -29,6 +29,7 @@ class Job:
         "classes",
         "ended",
         "failed_starts",
+        "guest",
         "next_look",
         "number",
         "process",
@@ -44,6 +45,8 @@ class Job:
         self.number: int = spec.number
         self.spec = spec
         self.process = process
+        self.guest = False
+        """Its tasks were sent here by other nodes: they are not sent on."""
         self.ended = False
         self.queues: dict[bytes, TaskQueue] = {}
         """By shape."""

@@ -24,7 +24,7 @@ ONE: Final = resources.UNIT
 class Demand:
     """What one execution occupies. Interned by `Ledger.demand`: equal vectors are one object."""
 
-    __slots__ = ("cpu", "feasible", "gpu", "items", "key", "threads")
+    __slots__ = ("cpu", "feasible", "gpu", "items", "key", "local", "threads")
 
     def __init__(self, key: bytes, items: tuple[tuple[str, int], ...]) -> None:
         self.key = key
@@ -34,7 +34,10 @@ class Demand:
         self.gpu: int = amounts.get(GPU, 0)
         self.threads: int = max(1, self.cpu // ONE)
         """Threads that numeric libraries should use in a process that runs this."""
+        self.local = False
+        """This node could run it if nothing else ran here."""
         self.feasible = False
+        """Some node in view could."""
 
     def __repr__(self) -> str:
         return resources.shown(dict(self.items))
@@ -78,7 +81,7 @@ class Ledger:
         if found is None:
             items = tuple((name, amount) for name, amount in sorted(resources.unpack(packed).items()) if amount)
             found = Demand(packed, items)
-            found.feasible = not self.lacking(found)
+            found.local = found.feasible = not self.lacking(found)
             self.demands[packed] = found
         return found
 
@@ -105,7 +108,7 @@ class Ledger:
 
     def feasible(self, demand: Demand) -> bool:
         """Could it run here if nothing else did?"""
-        return demand.feasible
+        return demand.local
 
     def fits(self, demand: Demand) -> bool:
         """Can it run here now?"""

@@ -15,11 +15,13 @@ from zray.broker.dependencies import Dependencies
 from zray.broker.jobs import Job, JobTable
 from zray.broker.leases import LeaseTable
 from zray.broker.ledger import CPU, ONE, Demand, Ledger
+from zray.broker.peers import Peer
 from zray.broker.settings import SchedulerConfig
 from zray.broker.task_table import ShapeState, TaskTable
 from zray.broker.worker_pool import (
     ACTOR,
     BUSY,
+    DEAD,
     DRAINING,
     DYING,
     IDLE,
@@ -79,6 +81,7 @@ class Node:
         "ledger",
         "nodes",
         "out",
+        "peers",
         "policy",
         "pool",
         "rng",
@@ -92,8 +95,10 @@ class Node:
         self.policy = policy
         self.rng = rng
         self.ledger = Ledger(total)
+        self.peers: dict[bytes, Peer] = {}
+        """Other nodes that live, by id."""
         self.nodes: tuple[Ledger, ...] = (self.ledger,)
-        """Nodes in view, this one first."""
+        """Nodes in view: this one, then `peers` in their order."""
         self.cpus: int = max(1, self.ledger.total.get(CPU, 0) // ONE)
         gpus = len(self.ledger.gpu_free)
         self.pool = WorkerPool(config, config.gpu_names[:gpus] or tuple(str(index) for index in range(gpus)))
@@ -126,12 +131,38 @@ class Node:
         if at < self.wake_at:
             self.wake_at = at
 
+    # -- other nodes ---------------------------------------------------------------------------------------------------
+
+    def look_around(self) -> None:
+        """A node came or went: what can be run at all is another question now."""
+        self.nodes = (self.ledger, *self.peers.values())
+        for demand in self.ledger.demands.values():
+            demand.feasible = demand.local or any(peer.feasible(demand) for peer in self.peers.values())
+        for job in self.jobs.jobs.values():
+            for queue in job.queues.values():
+                if queue.parked and queue.shape.demand.feasible:
+                    self.tasks.unpark(queue)
+
+    def demand(self, packed: bytes) -> Demand:
+        """Return the demand of a packed vector; ValueError when it is none."""
+        known = packed in self.ledger.demands
+        demand = self.ledger.demand(packed)
+        if not known and not demand.local:
+            demand.feasible = any(peer.feasible(demand) for peer in self.peers.values())
+        return demand
+
+    def retire(self, slot: Worker) -> None:
+        """A slot of another node has nothing left."""
+        self.leave_queue(slot)
+        self.vacate(slot)
+        self.pool.move(slot, DEAD)
+
     # -- resources of workers ------------------------------------------------------------------------------------------
 
     def occupy(self, worker: Worker, demand: Demand) -> None:
         """The worker holds this from now on."""
         assert worker.held is None, f"{worker} holds {worker.held} already"
-        self.ledger.take(demand, worker.kind[1])
+        (worker.peer or self.ledger).take(demand, worker.kind[1])
         worker.held = demand
 
     def vacate(self, worker: Worker) -> None:
@@ -140,7 +171,7 @@ class Node:
         if held is not None:
             if worker.lent:
                 self.ledger.take_back(held)
-            self.ledger.give_back(held, worker.kind[1])
+            (worker.peer or self.ledger).give_back(held, worker.kind[1])
             worker.held = None
         worker.lent = False
         worker.blocked = False
@@ -209,6 +240,9 @@ class Node:
 
     def release(self, worker: Worker, now: float) -> None:
         """A busy or drained worker has nothing left: it is idle."""
+        if worker.peer is not None:
+            self.retire(worker)
+            return
         self.leave_queue(worker)
         self.vacate(worker)
         worker.ghosts = 0
@@ -280,12 +314,19 @@ class Node:
         assert not (ledger.total.get(CPU, 0) and any(job.queued for job in self.jobs.jobs.values() if job.ended))
 
     def _validate_ledger(self) -> None:
+        for peer in self.peers.values():
+            left = dict(peer.total)
+            for slot in self.pool.slots():
+                if slot.peer is peer and slot.held is not None:
+                    for name, amount in slot.held.items:
+                        left[name] = left.get(name, 0) - amount
+            assert left == peer.available, f"{peer}: {peer.available} available, {left} by what slots hold"
         ledger = self.ledger
         expected = dict(ledger.total)
         gpus = [ONE] * len(ledger.gpu_free)
         for worker in self.pool.workers.values():
             held = worker.held
-            if held is None:
+            if held is None or worker.peer is not None:
                 continue
             for name, amount in held.items:
                 expected[name] = expected.get(name, 0) - amount

@@ -10,6 +10,8 @@ from __future__ import annotations
 from random import Random
 from typing import TYPE_CHECKING, Final, Protocol
 
+from zray.broker.ledger import CPU
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -39,19 +41,29 @@ class Policy(Protocol):
 
 
 class LocalPolicy:
-    """Bottom-up: a task stays where it was born when it fits there. With one node in view that is the whole of it."""
+    """Bottom-up: a task stays where it was born when it fits there, else it goes where it fits.
+
+    Of the other nodes on which it fits two are drawn and the one with more CPUs free is taken: many nodes that choose at the
+    same time from the same reports then do not all choose the same one (Mitzenmacher, The power of two choices in
+    randomized load balancing, 2001).
+    """
 
     __slots__ = ()
 
     def place(self, demand: Demand, nodes: Sequence[Ledger], rng: Random) -> int:
-        """The first node where it fits; this node is the first."""
-        answer = NEVER
-        for index, node in enumerate(nodes):
-            if node.fits(demand):
-                return index
-            if node.feasible(demand):
-                answer = WAIT
-        return answer
+        """This node if it fits here now, else the better of two others on which it fits."""
+        own = nodes[0]
+        if own.fits(demand):
+            return 0
+        if len(nodes) == 1:
+            return WAIT if own.feasible(demand) else NEVER
+        fitting = [index for index in range(1, len(nodes)) if nodes[index].fits(demand)]
+        if not fitting:
+            return WAIT if demand.feasible else NEVER
+        if len(fitting) == 1:
+            return fitting[0]
+        first, second = rng.sample(fitting, 2)
+        return first if nodes[first].available.get(CPU, 0) >= nodes[second].available.get(CPU, 0) else second
 
     def batch(self, queued: int, depth: int, takers: int) -> int:
         """An equal share of what is queued, so that the end of a queue is spread over all workers."""

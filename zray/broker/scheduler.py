@@ -18,6 +18,7 @@ from zray.broker.dispatch import Dispatcher
 from zray.broker.jobs import Job
 from zray.broker.leases import LeaseRequest
 from zray.broker.node import NEVER, Node
+from zray.broker.peers import Peer
 from zray.broker.placement import LocalPolicy, Policy
 from zray.broker.settings import SchedulerConfig
 from zray.broker.task_events import TaskEvents
@@ -113,6 +114,8 @@ class Scheduler:
             events.ActorKill: actors.kill,
             events.ActorLookup: actors.lookup,
             events.TaskCancel: Canceller(self.node, tasks).cancel,
+            events.PeerSeen: self._peer_seen,
+            events.PeerGone: self._peer_gone,
             events.Tick: self._tick,
         }
 
@@ -183,7 +186,8 @@ class Scheduler:
             return
         alone = not any(not job.ended for job in node.jobs.jobs.values())
         job = node.jobs.jobs[event.job.number] = Job(event.job, event.process)
-        if alone:
+        job.guest = event.guest
+        if alone and not event.guest:
             wanted = node.config.prestart if node.config.prestart >= 0 else node.cpus
             for _ in range(wanted):
                 if not node.pool.may_start(node.max_starting(), now):
@@ -200,7 +204,13 @@ class Scheduler:
         self._actors.job_ended(job)
         self._tasks.end_all(job, "TaskCancelledError", {"message": f"The job of this task is over: {event.reason}"})
         for worker in list(node.pool.workers.values()):
-            if worker.job is job and (worker.actor is None or not worker.actor.spec.detached):
+            if worker.job is not job:
+                continue
+            if worker.peer is not None:
+                worker.handed.clear()
+                worker.ghosts = 0
+                node.retire(worker)
+            elif worker.actor is None or not worker.actor.spec.detached:
                 node.kill_worker(worker, "JOB_ENDED")
         node.dependencies.sweep()
         self._forget_job(job)
@@ -227,7 +237,7 @@ class Scheduler:
             found = node.tasks.shapes.get(shape.key)
             if found is None:
                 try:
-                    demand = node.ledger.demand(shape.resources)
+                    demand = node.demand(shape.resources)
                 except ValueError:
                     continue  # made by no door of ours: what names it fails
                 found = node.tasks.shapes[shape.key] = ShapeState(shape, demand)
@@ -339,7 +349,7 @@ class Scheduler:
         node = self.node
         job = node.jobs.jobs.get(event.job)
         shape = node.tasks.shapes.get(event.shape)
-        if job is None or job.ended or shape is None or not shape.demand.feasible:
+        if job is None or job.ended or shape is None or not shape.demand.local:
             return
         node.leases.request(LeaseRequest(event.process, job, shape, event.reply))
 
@@ -354,6 +364,31 @@ class Scheduler:
         for worker in list(node.leases.leased.values()):
             if worker.lessee == event.process:
                 node.revoke(worker, now)
+
+    # -- other nodes ---------------------------------------------------------------------------------------------------
+
+    def _peer_seen(self, event: events.PeerSeen, now: float) -> None:
+        node = self.node
+        peer = node.peers.get(event.node)
+        if peer is None:
+            peer = node.peers[event.node] = Peer(event.node, event.total)
+            node.look_around()
+        peer.report(event.available)
+        peer.silent = event.silent
+
+    def _peer_gone(self, event: events.PeerGone, now: float) -> None:
+        node = self.node
+        peer = node.peers.pop(event.node, None)
+        if peer is None:
+            return
+        node.look_around()
+        fields = {"node_id": event.node.hex(), "message": f"The node that ran it is dead: {event.reason}"}
+        for slot in [slot for slot in node.pool.slots() if slot.peer is peer]:
+            sent = [spec.id for spec in slot.handed]
+            node.leave_queue(slot)
+            self._tasks.recover_handed(slot, sent, "NodeDiedError", fields)
+            node.vacate(slot)
+            node.pool.move(slot, DEAD)
 
     # -- time ----------------------------------------------------------------------------------------------------------
 
@@ -388,7 +423,7 @@ class Scheduler:
         if not living:
             return
         ready = sum(
-            worker.actor is None and not worker.blocked and worker.state < ACTOR
+            worker.actor is None and worker.peer is None and not worker.blocked and worker.state < ACTOR
             for worker in node.pool.workers.values()
         )
         while ready < node.keep_idle() and node.pool.may_start(node.max_starting(), now):

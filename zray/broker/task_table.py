@@ -168,6 +168,13 @@ class TaskTable:
                 self.newly_parked.append(queue)
         return queue
 
+    def unpark(self, queue: TaskQueue) -> None:
+        """A node that can run its tasks is in view now: they count."""
+        count, queue.count = queue.count, 0
+        queue.parked = False
+        if count:
+            self._grow(queue, count)
+
     # -- into queues ---------------------------------------------------------------------------------------------------
 
     def _grow(self, queue: TaskQueue, count: int) -> None:

@@ -23,9 +23,12 @@ from collections import deque
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from zray.broker.actor_table import ActorRecord
     from zray.broker.jobs import Job
     from zray.broker.ledger import Demand, Ledger
+    from zray.broker.peers import Peer
     from zray.broker.settings import SchedulerConfig
     from zray.broker.task_table import TaskQueue
     from zray.task import TaskSpec
@@ -70,6 +73,8 @@ THREAD_VARIABLES: Final = (
 
 Kind = tuple[int, tuple[int, ...]]
 """(thread limit, GPU indices)."""
+_ELSEWHERE: Final = (-1,)
+"""Stands for GPUs in the kind of a slot of another node: no local worker has it."""
 
 
 class IllegalMove(RuntimeError):
@@ -96,6 +101,7 @@ class Worker:
         "lent",
         "lessee",
         "number",
+        "peer",
         "pid",
         "process",
         "queue",
@@ -132,6 +138,9 @@ class Worker:
         self.last_used: float = 0.0
         """Last time its lease carried a call."""
         self.actor: ActorRecord | None = None
+        self.peer: Peer | None = None
+        """The node that it is a slot of (see `peers`): always BUSY, and gone when it has nothing left. None: a process
+        of this node."""
         self.doom = ""
         """Why it is being ended: a name of errors.DeathCause."""
         self.deadline: float = 0.0
@@ -230,6 +239,21 @@ class WorkerPool:
             key = (job.number, kind)
             self.starting_for[key] = self.starting_for.get(key, 0) + 1
         return worker
+
+    def enter_slot(self, job: Job, demand: Demand, peer: Peer) -> Worker:
+        """Enter a slot of another node, which is about to be handed tasks."""
+        worker = Worker(self.next_number, job, (demand.threads, _ELSEWHERE))
+        self.next_number += 1
+        worker.peer = peer
+        worker.state = BUSY
+        worker.fresh = False
+        self.workers[worker.number] = worker
+        self.busy[worker.number] = worker
+        return worker
+
+    def slots(self) -> Iterator[Worker]:
+        """Those that are slots of other nodes."""
+        return (worker for worker in self.busy.values() if worker.peer is not None)
 
     def start_failed(self, now: float) -> None:
         """A start failed: wait before the next, longer each time."""
@@ -333,6 +357,7 @@ class WorkerPool:
                 assert not worker.blocked, f"{worker} waits but does nothing"
             assert (worker.state == BUSY) <= bool(worker.handed), f"{worker} is busy with nothing"
             assert bool(worker.lessee) == (worker.state == LEASED), f"{worker} and its lease disagree"
+            assert worker.peer is None or worker.state == BUSY, f"{worker} is a slot in another state"
             assert (worker.actor is not None) or worker.state != ACTOR, f"{worker} is an actor without one"
             idle += worker.state == IDLE
             starting += worker.state == STARTING

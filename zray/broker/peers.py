@@ -1,0 +1,60 @@
+"""Other nodes as places where tasks of this one may run.
+
+Covers what is known of each (totals, what it last said is free, what this node has there) and whether a demand fits. Does
+not cover who decides (`placement`), or how tasks get there and back (`remote_tasks`).
+
+A peer lends *slots*: a slot is a `Worker` of this node's books whose process is somewhere on the peer, and which is handed
+tasks as a local worker is. What slots hold is booked here, so that between two reports nothing is given away twice:
+
+    free(name) == min(total - sum(held by slots of this node),
+                      what the peer last said is free - sum(held by slots since) + sum(given back since))
+"""
+
+from __future__ import annotations
+
+from zray import resources
+from zray.broker.ledger import Demand, Ledger
+
+
+class Peer(Ledger):
+    """Resources of another node. `available` is what this node's slots leave of its total."""
+
+    __slots__ = ("id", "reported", "silent")
+
+    def __init__(self, node: bytes, total: dict[str, float]) -> None:
+        super().__init__(total)
+        self.id = node
+        self.reported: dict[str, int] = dict(self.total)
+        """What it last said is free, and what slots took and gave back since."""
+        self.silent = False
+        """It was not heard of for a moment: it gets nothing new."""
+
+    def __repr__(self) -> str:
+        return f"<Peer {self.id.hex()[:8]}{' silent' if self.silent else ''}>"
+
+    def report(self, available: dict[str, float]) -> None:
+        """Take what it says is free now."""
+        self.reported = resources.parse({name: max(0.0, amount) for name, amount in available.items()})
+
+    def fits(self, demand: Demand) -> bool:
+        """Can it run there now, as far as is known here?"""
+        if self.silent:
+            return False
+        left, said = self.available, self.reported
+        return all(amount <= left.get(name, 0) and amount <= said.get(name, 0) for name, amount in demand.items)
+
+    def feasible(self, demand: Demand) -> bool:
+        """Could it run there if nothing else did?"""
+        return not self.lacking(demand)
+
+    def take(self, demand: Demand, gpus: tuple[int, ...] = ()) -> None:
+        """A slot holds this from now on. Which GPUs, the peer decides."""
+        super().take(demand, ())
+        for name, amount in demand.items:
+            self.reported[name] = self.reported.get(name, 0) - amount
+
+    def give_back(self, demand: Demand, gpus: tuple[int, ...] = ()) -> None:
+        """The reverse of `take`."""
+        super().give_back(demand, ())
+        for name, amount in demand.items:
+            self.reported[name] = min(self.reported.get(name, 0) + amount, self.total.get(name, 0))
