@@ -804,6 +804,55 @@ cdef class Store:
         memcpy(data, PyBytes_AS_STRING(stream), size)
         return zs_seal_result(&self.s, ref.slot, attempt, <uint8_t>kind, <uint8_t>flags, NULL, 0) >= 0
 
+    def seal_copy(self, ObjectRef ref, data, int kind, int flags, list refs):
+        """Seal a pending object with packed bytes that another node has made, whoever has claimed it; `refs`: what they refer to.
+        False when it was sealed already. Raises StoreFull."""
+        cdef uint32_t attempt = 0
+        cdef uint8_t *room = NULL
+        cdef uint32_t *contained
+        cdef Py_ssize_t n = PyList_GET_SIZE(refs)
+        cdef Py_buffer view
+        cdef int code
+        PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+        try:
+            if n == 0 and view.len <= ZS_INLINE_MAX:
+                return zs_seal_forced(&self.s, slot_in(self, ref), view.buf, <uint32_t>view.len, <uint8_t>kind, <uint8_t>flags) >= 0
+            if zs_take_over(&self.s, slot_in(self, ref), &attempt) != ZS_OK:
+                return False
+            code = zs_open_result(&self.s, ref.slot, attempt, view.len, <uint32_t>n, &room)
+            if code != ZS_OK:
+                raise_code(code, "copying an object", view.len)
+            copy_in(room, view.buf, view.len)
+        finally:
+            PyBuffer_Release(&view)
+        contained = slots_of(self, refs, n)
+        code = zs_seal_result(&self.s, ref.slot, attempt, <uint8_t>kind, <uint8_t>flags, contained, <uint32_t>n)
+        PyMem_Free(contained)
+        return code >= 0
+
+    def contained(self, ObjectRef ref):
+        """Return references to all objects that a sealed value refers to."""
+        cdef size_t n = 0, room = 16, i
+        cdef uint32_t *slots
+        cdef uint8_t *ids
+        cdef list found = []
+        cdef int code
+        while True:
+            slots = <uint32_t *>PyMem_Malloc(room * 20)
+            if slots == NULL:
+                raise MemoryError()
+            ids = <uint8_t *>(slots + room)
+            try:
+                code = zs_reference_contained(&self.s, slot_in(self, ref), slots, ids, room, &n)
+                found = [self._ref(ids + 16 * i, slots[i], "") for i in range(n)]
+            finally:
+                PyMem_Free(slots)
+            if code != ZS_OK:
+                raise_code(code, "reading what an object refers to")
+            if n < room:
+                return found
+            room *= 8
+
     def watch(self, bytes id):
         """Broker: ask to be told when the object is sealed. True: it will be; False: it is sealed; None: no such object."""
         cdef int code = zs_watch_broker(&self.s, <const uint8_t *>PyBytes_AS_STRING(id))

@@ -8,12 +8,14 @@ import pytest
 
 from zray.broker import peer_messages as pm
 from zray.broker.membership import Change, NodeInfo, NodeLoad, State
+from zray.task import CallShape, JobSpec, TaskSpec
 
 NODE = bytes(range(16))
 INFO = NodeInfo(NODE, "10.0.0.1:7000", "here", 7, {"CPU": 2.0}, {"zone": "east"}, "0.1.0", "3.11", "s", "/run/s")
+JOB = JobSpec(1, NODE, 1, "", [], "/")
 EXAMPLES: list[pm.PeerMessage] = [
     pm.Join(INFO),
-    pm.Joined("cluster", INFO, [INFO, INFO]),
+    pm.Joined("cluster", INFO, [INFO, INFO], 3),
     pm.Rejected("no"),
     pm.Beat(NodeLoad({"CPU": 1.5}, 3, 2, 1000)),
     pm.Loads({NODE: NodeLoad({})}),
@@ -24,6 +26,16 @@ EXAMPLES: list[pm.PeerMessage] = [
     pm.Gone(NODE, "its port refuses"),
     pm.StoreRequest(1, b"request"),
     pm.StoreReply(1, b"reply"),
+    pm.Value(NODE, 1, 2, 3, b"abc", [NODE]),
+    pm.Value(NODE, 1, 2, 1 << 40, None, []),
+    pm.Chunk(NODE, b"abc"),
+    pm.RunTasks(JOB, NODE, 7, [CallShape(NODE, 0, NODE, "f")], [TaskSpec(NODE, NODE, b"args")], [NODE]),
+    pm.TasksEnded([NODE], [7], b"\0", [12], [pm.Value(NODE, 0, 0, 1, b"v", [])], NodeLoad({})),
+    pm.CancelAway(NODE, True),
+    pm.JobOver(7, "the driver has ended"),
+    pm.Want([NODE]),
+    pm.Lost(NODE, "gone"),
+    pm.GiveBack([NODE, NODE]),
 ]
 
 

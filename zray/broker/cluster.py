@@ -121,6 +121,25 @@ class Cluster:
             pm.StoreRequest: self._store_request,
             pm.StoreReply: self._store_reply,
         }
+        self._joined = 0
+        """Nodes that ever joined this head."""
+        self.index = 0
+        """Of this node among all that ever joined; the head's is 0."""
+        self.on_peer: Callable[[bytes, NodeInfo, NodeLoad, State, str], None] | None = None
+        """Told of each change of another node: id, what it has, what is free, state, reason."""
+
+    def serve_also(self, kind: type[pm.PeerMessage], handler: Callable[[bytes, Any], None]) -> None:
+        """Let somebody else deal with a kind of message."""
+        self._handlers[kind] = lambda node, message, now: handler(node, message)
+
+    def send(self, node: bytes, message: pm.PeerMessage) -> None:
+        """Send a message to another node."""
+        self.links.send(node, message, time.monotonic())
+
+    def tell_all_others(self, message: pm.PeerMessage) -> None:
+        """Send a message to every other node that lives."""
+        for node in list(self.neighbours.members):
+            self.send(node, message)
 
     # -- joining ------------------------------------------------------------------------------------------------------
 
@@ -173,10 +192,22 @@ class Cluster:
             self._learn(info, now)
         self.links.know(self.head, self.place.head)  # through a tunnel the head has another address than it knows
         self._head_heard = now
+        self.index = message.index
 
     def _learn(self, info: NodeInfo, now: float) -> None:
         if self.neighbours.learn(info, now):
             self.links.know(info.id, info.address)
+            self._tell_of_peer(info.id)
+
+    def _tell_of_peer(self, node: bytes) -> None:
+        member = self.neighbours.members.get(node)
+        if member is not None and self.on_peer is not None:
+            self.on_peer(node, member.info, member.load, member.state, member.reason)
+
+    def load_of(self, node: bytes, load: NodeLoad) -> None:
+        """A node says what is free there."""
+        self.neighbours.load(node, load, time.monotonic())
+        self._tell_of_peer(node)
 
     # -- the loop -----------------------------------------------------------------------------------------------------
 
@@ -253,7 +284,8 @@ class Cluster:
             return
         others = [member.info for member in self._membership.present() if member.info.id not in (self.own, node)]
         self._learn(info, now)
-        self.links.send(node, pm.Joined(self.place.host, self.info, others), now)
+        self._joined += bool(changes)
+        self.links.send(node, pm.Joined(self.place.host, self.info, others, self._joined), now)
         if changes and changes[0].state == State.ALIVE and self._gcs.row(NodeRow, node) is None:
             self._gcs.put_row(
                 NodeRow(node, info.address, info.hostname, info.pid, info.resources, info.labels, started=time.time())
@@ -265,6 +297,7 @@ class Cluster:
     def _beat(self, node: bytes, message: pm.Beat, now: float) -> None:
         if self.is_head:
             self._decide(self._membership.heard(node, message.load, now), now)
+            self.load_of(node, message.load)
 
     def _gone(self, node: bytes, message: pm.Gone, now: float) -> None:
         """A node says that another is gone: the head looks for itself."""
@@ -299,7 +332,8 @@ class Cluster:
 
     def _loads(self, node: bytes, message: pm.Loads, now: float) -> None:
         for other, load in message.loads.items():
-            self.neighbours.load(other, load, now)
+            if other != self.own:
+                self.load_of(other, load)
 
     def _node_up(self, node: bytes, message: pm.NodeUp, now: float) -> None:
         self._learn(message.info, now)
@@ -308,8 +342,17 @@ class Cluster:
         self._apply(message.change)
 
     def _apply(self, change: Change) -> None:
-        if change.node != self.own and self.neighbours.change(change) and change.state == State.DEAD:
+        if change.node == self.own:
+            return
+        member = self.neighbours.members.get(change.node)
+        if not self.neighbours.change(change) or member is None:
+            return
+        if change.state == State.DEAD:
             self.links.forget(change.node)
+            if self.on_peer is not None:
+                self.on_peer(change.node, member.info, member.load, State.DEAD, change.reason)
+        else:
+            self._tell_of_peer(change.node)
 
     def request(self, body: bytes, answer: Callable[[bytes], None]) -> None:
         """Ask the cluster's control store; `answer` is called with the encoded reply (at once on the head)."""

@@ -18,6 +18,7 @@ from typing import Final
 import msgspec
 
 from zray.broker.membership import Change, NodeInfo, NodeLoad
+from zray.task import CallShape, JobSpec, TaskSpec
 
 VERSION: Final = 1
 PLAIN: Final = 0
@@ -49,6 +50,8 @@ class Joined(PeerMessage, frozen=True):
     cluster: str
     head: NodeInfo
     members: list[NodeInfo]
+    index: int
+    """Of the newcomer among all nodes that ever joined: its jobs get numbers of their own from it."""
 
 
 class Rejected(PeerMessage, frozen=True):
@@ -118,6 +121,83 @@ class StoreReply(PeerMessage, frozen=True):
     body: bytes
 
 
+class Value(PeerMessage, frozen=True):
+    """A value on its way: whole, or (data is None) followed by `Chunk`s. Any node -> who wants it, or who waits for the result."""
+
+    id: bytes
+    kind: int
+    flags: int
+    size: int
+    data: bytes | None
+    contained: list[bytes]
+    """Objects that it refers to: lent to the receiver, each once."""
+
+
+class Chunk(PeerMessage, frozen=True):
+    """A piece of a value that was announced, in order."""
+
+    id: bytes
+    data: bytes
+
+
+class RunTasks(PeerMessage, frozen=True):
+    """Where tasks were submitted -> where they shall run. All objects they name are lent to the receiver, each once."""
+
+    job: JobSpec
+    home: bytes
+    """Node of the job's driver: the job ends with it."""
+    slot: int
+    shapes: list[CallShape]
+    """Those that the receiver may not know."""
+    tasks: list[TaskSpec]
+    lent: list[bytes]
+
+
+class TasksEnded(PeerMessage, frozen=True):
+    """Where tasks ran -> where they were submitted: ends, with the results that are small; larger ones follow."""
+
+    ids: list[bytes]
+    slots: list[int]
+    statuses: bytes
+    """One byte each: wire.DONE_OK or wire.DONE_ERROR."""
+    micros: list[int]
+    values: list[Value]
+    load: NodeLoad
+
+
+class CancelAway(PeerMessage, frozen=True):
+    """Where a task was submitted -> where it runs: nobody waits for it any more."""
+
+    task: bytes
+    force: bool
+
+
+class JobOver(PeerMessage, frozen=True):
+    """Node of a driver -> all: end what is left of its job."""
+
+    job: int
+    reason: str
+
+
+class Want(PeerMessage, frozen=True):
+    """Who was lent objects -> who lent them: send their values as soon as they are there."""
+
+    ids: list[bytes]
+
+
+class Lost(PeerMessage, frozen=True):
+    """Who lent an object -> who wants it: it has no value to send."""
+
+    id: bytes
+    reason: str
+
+
+class GiveBack(PeerMessage, frozen=True):
+    """Who was lent objects -> who lent them: no longer needed, each as often as it is named."""
+
+    ids: list[bytes]
+
+
 KINDS: Final[dict[int, type[PeerMessage]]] = {
     1: Join,
     2: Joined,
@@ -131,6 +211,15 @@ KINDS: Final[dict[int, type[PeerMessage]]] = {
     23: Gone,
     24: StoreRequest,
     25: StoreReply,
+    26: Value,
+    27: Chunk,
+    28: RunTasks,
+    29: TasksEnded,
+    30: CancelAway,
+    31: JobOver,
+    32: Want,
+    33: Lost,
+    34: GiveBack,
 }
 _FIRST_NUMBERED: Final = 20
 

@@ -49,6 +49,8 @@ class Performer:
             a.KillWorker: self.kill_worker,
             a.StopWorker: self.stop_worker,
             a.RunOn: self.run_on,
+            a.RunAt: self.run_at,
+            a.CancelAt: self.cancel_at,
             a.Reopen: self.reopen,
             a.SealError: self.seal_error,
             a.SealErrors: self.seal_errors,
@@ -129,6 +131,14 @@ class Performer:
                 self._define(action.worker, [spec.shape])
         self._send(action.worker, wire.RunTasks(action.tasks))
 
+    def run_at(self, action: a.RunAt) -> None:
+        if self.broker.remote is not None:
+            self.broker.remote.run_at(action)
+
+    def cancel_at(self, action: a.CancelAt) -> None:
+        if self.broker.remote is not None:
+            self.broker.remote.cancel_at(action)
+
     def _results(self, task: bytes, num_returns: int) -> list[ObjectRef]:
         """References to the results of a task that the store knows."""
         found = []
@@ -202,6 +212,8 @@ class Performer:
         data = self.failure(action.kind, action.fields)
         for ref in self._results(action.task, action.num_returns):
             self._force(ref, data, _store.KIND_ERROR_FLAG, _store.FLAG_SYSTEM_ERROR)
+        if self.broker.remote is not None:
+            self.broker.remote.look_at([action.task])
 
     def seal_errors(self, action: a.SealErrors) -> None:
         for task in action.tasks:

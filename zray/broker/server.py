@@ -21,9 +21,11 @@ import msgspec
 from zray import _store, wire
 from zray.broker import actions as a
 from zray.broker import events as e
+from zray.broker import peer_messages as pm
 from zray.broker import status
 from zray.broker.cluster import Cluster
-from zray.broker.membership import NEVER, NodeLoad
+from zray.broker.membership import NEVER, NodeInfo, NodeLoad, State
+from zray.broker.object_exchange import ObjectExchange
 from zray.broker.performer import Performer
 from zray.broker.processes import (
     Exited,
@@ -37,6 +39,7 @@ from zray.broker.processes import (
     remove_logs,
 )
 from zray.broker.records import Records
+from zray.broker.remote_tasks import RemoteTasks
 from zray.broker.scheduler import Scheduler, SchedulerConfig
 from zray.broker.unsent import MadeResult, UnsentCalls, sort_out
 from zray.object_store import ObjectStore
@@ -53,6 +56,8 @@ if TYPE_CHECKING:
     from zray.task import CallShape, JobSpec
 
 _TICK_S: Final = 0.1
+_JOB_BITS: Final = 20
+"""Jobs of one node are numbered within so many bits; above them stands the node's number in its cluster."""
 _IDLE_TICK_S: Final = 0.25
 _SWEEP_S: Final = 1.0
 _EARLY_S: Final = 5.0
@@ -121,14 +126,18 @@ class Broker:
         self._warned: set[tuple[int, str]] = set()
         self._oom_kills = kernel_oom_kills()
         self._next_sweep = 0.0
-        self.scheduler = Scheduler(dict(config.resources), SchedulerConfig(cluster_may_grow=config.cluster_may_grow))
+        grows = config.cluster_may_grow or config.cluster is not None
+        self.scheduler = Scheduler(dict(config.resources), SchedulerConfig(cluster_may_grow=grows))
         self.records = Records(self.context.publisher, config, store)
         self.performer = Performer(self)
         self.cluster: Cluster | None = None
+        self.exchange: ObjectExchange | None = None
+        self.remote: RemoteTasks | None = None
         if config.cluster is not None:
             self.cluster = Cluster(
                 config, config.cluster, self.context, self.poller, self.records.gcs, self._own_load, self._end_because
             )
+            self._work_with(self.cluster)
         self.driver_pidfd = os.pidfd_open(config.driver_pid) if config.driver_pid else -1
         if self.driver_pidfd >= 0:
             self.poller.add(self.driver_pidfd)
@@ -180,6 +189,8 @@ class Broker:
                 if cluster is not None:
                     if has_news:
                         cluster.serve(now)
+                        if self.exchange is not None:
+                            self.exchange.pump()
                     if now >= cluster.wake_at:
                         cluster.tick(now)
                 if now >= next_tick or now >= self.scheduler.wake_at:
@@ -222,7 +233,7 @@ class Broker:
 
     def _hello(self, message: wire.Hello) -> None:
         self._jobs_seen += 1
-        number = self._jobs_seen
+        number = self._jobs_seen + (0 if self.cluster is None else self.cluster.index << _JOB_BITS)
         spec = msgspec.structs.replace(message.job, number=number)
         try:
             pidfd = os.pidfd_open(spec.driver_pid)
@@ -245,6 +256,8 @@ class Broker:
             return
         self.tell(e.ProcessGone(job.process))
         self.tell(e.JobEnded(number, reason))
+        if self.cluster is not None:
+            self.cluster.tell_all_others(pm.JobOver(number, reason))
         self.records.job_ended(job.spec, reason)
         self.poller.remove(job.pidfd)
         os.close(job.pidfd)
@@ -291,20 +304,25 @@ class Broker:
         if worker is not None and names:
             self.records.tasks_finished(worker.job, message.worker, names, message.statuses, message.micros)
         self.tell(e.TasksFinished(message.worker, names, message.statuses, message.micros, message.idle))
+        if self.remote is not None:
+            self.remote.look_at(names, message.statuses, message.micros)
 
     def _sealed(self, message: wire.Sealed) -> None:
-        done = [message.ids[i : i + 16] for i in range(0, len(message.ids), 16)]
+        self.objects_there([message.ids[i : i + 16] for i in range(0, len(message.ids), 16)])
+
+    def objects_there(self, done: list[bytes]) -> None:
+        """These are sealed: tasks here and nodes elsewhere may wait for them."""
         for object_id in done:
             self.watched.pop(object_id, None)
         self.tell(e.ObjectsReady(done))
+        if self.exchange is not None:
+            self.exchange.sealed(done)
 
     def look_again(self, objects: list[bytes]) -> None:
         """Tell the scheduler which of these are sealed although no notice came (its sender may have died)."""
         done = [object_id for object_id in objects if self.store.watch(object_id) is not True]
         if done:
-            for object_id in done:
-                self.watched.pop(object_id, None)
-            self.tell(e.ObjectsReady(done))
+            self.objects_there(done)
 
     def _create_actor(self, message: wire.CreateActor) -> None:
         actor = message.spec.creation.id
@@ -526,8 +544,9 @@ class Broker:
     # -- time ---------------------------------------------------------------------------------------------------------
 
     def _tick(self, now: float) -> None:
-        while (actor := self.store.next_zombie()) is not None:
-            self._actor_event(actor, e.ActorUnreferenced(actor))
+        while (name := self.store.next_zombie()) is not None:
+            if self.exchange is None or not self.exchange.unreferenced(name):
+                self._actor_event(name, e.ActorUnreferenced(name))
         if self.watched:
             self.look_again(list(self.watched))
         if self.performer.interrupts:
@@ -556,6 +575,36 @@ class Broker:
             self.store.touch_ahead(committed - used + _TOUCH_PIECE)
 
     # -- the cluster --------------------------------------------------------------------------------------------------
+
+    def _work_with(self, cluster: Cluster) -> None:
+        """Take part in what nodes do for one another."""
+        exchange = self.exchange = ObjectExchange(self, cluster)
+        remote = self.remote = RemoteTasks(self, cluster, exchange)
+        cluster.on_peer = self._peer_changed
+        cluster.serve_also(pm.RunTasks, remote.run)
+        cluster.serve_also(pm.TasksEnded, self._ended_elsewhere)
+        cluster.serve_also(pm.CancelAway, remote.cancel)
+        cluster.serve_also(pm.JobOver, lambda _, m: remote.job_over(m.job, m.reason))
+        cluster.serve_also(pm.Want, lambda node, m: exchange.wanted(node, m.ids))
+        cluster.serve_also(pm.Value, exchange.received)
+        cluster.serve_also(pm.Chunk, lambda _, m: exchange.chunk(m))
+        cluster.serve_also(pm.Lost, lambda _, m: exchange.lost(m))
+        cluster.serve_also(pm.GiveBack, lambda node, m: exchange.given_back(node, m.ids))
+
+    def _ended_elsewhere(self, node: bytes, message: pm.TasksEnded) -> None:
+        assert self.remote is not None
+        assert self.cluster is not None
+        self.remote.ended(node, message)
+        self.cluster.load_of(node, message.load)
+
+    def _peer_changed(self, node: bytes, info: NodeInfo, load: NodeLoad, state: State, reason: str) -> None:
+        if state != State.DEAD:
+            self.tell(e.PeerSeen(node, info.resources, load.available, state == State.SILENT))
+            return
+        self.tell(e.PeerGone(node, reason))
+        if self.exchange is not None and self.remote is not None:
+            self.remote.node_gone(node, reason)
+            self.exchange.node_gone(node, reason)
 
     def _own_load(self) -> NodeLoad:
         figures = self.scheduler.statistics()

@@ -99,6 +99,10 @@ def statistics(broker: Broker, _: str) -> dict[str, Any]:
     if broker.cluster is not None:
         found["refused_connections"] = broker.cluster.links.sockets.refused
         found["malformed_peer_frames"] = broker.cluster.links.malformed
+    if broker.exchange is not None and broker.remote is not None:
+        found["objects_lent"] = len(broker.exchange.lending.lent)
+        found["objects_borrowed"] = len(broker.exchange.lending.borrowed)
+        found["guests"] = broker.remote.guests
     return found
 
 

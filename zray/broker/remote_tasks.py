@@ -1,0 +1,230 @@
+"""Tasks that go to other nodes, and tasks that came from there.
+
+Covers sending what the scheduler gives to a slot of another node, running what other nodes sent (*guests*), and reporting ends. Does not cover
+which task goes where (the scheduler), objects (`object_exchange`), or who is alive (`cluster`).
+
+A guest is an ordinary task of this node's scheduler, of a job of its own (number with `GUEST_BIT`): its results are pending objects here, its
+retries are used here, and when it has ended, however it did, the node that sent it gets the results and this one forgets them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from zray import wire
+from zray.broker import actions as a
+from zray.broker import events as e
+from zray.broker import peer_messages as pm
+from zray.ids import return_id
+
+if TYPE_CHECKING:
+    from zray.broker.cluster import Cluster
+    from zray.broker.object_exchange import ObjectExchange
+    from zray.broker.server import Broker
+    from zray.object_store import ObjectRef
+    from zray.task import CallShape, TaskSpec
+
+GUEST_BIT: Final = 1 << 31
+
+
+class _Guest:
+    """A task that another node sent."""
+
+    __slots__ = ("job", "node", "results", "slot")
+
+    def __init__(self, node: bytes, slot: int, job: int, results: list[ObjectRef]) -> None:
+        self.node = node
+        self.slot = slot
+        self.job = job
+        self.results = results
+
+
+class RemoteTasks:
+    """One broker's dealings in tasks with other nodes."""
+
+    def __init__(self, broker: Broker, cluster: Cluster, exchange: ObjectExchange) -> None:
+        self._broker = broker
+        self._store = broker.store
+        self._cluster = cluster
+        self._exchange = exchange
+        self._guests: dict[bytes, _Guest] = {}
+        self._homes: dict[int, bytes] = {}
+        """Node of the driver of each job that has had guests here."""
+        self._functions: dict[int, dict[bytes, ObjectRef]] = {}
+        """Code of each such job."""
+        self._told: dict[bytes, set[bytes]] = {}
+        """Shapes that each node was told of."""
+
+    @property
+    def guests(self) -> int:
+        """Tasks of other nodes that have not ended here."""
+        return len(self._guests)
+
+    # -- sending ------------------------------------------------------------------------------------------------------
+
+    def run_at(self, action: a.RunAt) -> None:
+        """Send tasks to another node."""
+        broker = self._broker
+        told = self._told.setdefault(action.node, set())
+        shapes: list[CallShape] = []
+        names: dict[bytes, None] = {}
+        for spec in action.tasks:
+            shape = broker.shapes.get(spec.shape)
+            if shape is None:
+                continue
+            if spec.shape not in told:
+                told.add(spec.shape)
+                shapes.append(shape)
+            for name in (shape.function, *spec.deps, *spec.borrowed):
+                names[name] = None
+        refs = [ref for name in names if (ref := self._store.reference(name)) is not None]
+        lent = self._exchange.lend(action.node, refs)
+        job = broker.job_specs[action.job]
+        home = self._homes.get(action.job, self._cluster.own)
+        self._cluster.send(action.node, pm.RunTasks(job, home, action.slot, shapes, action.tasks, lent))
+
+    def cancel_at(self, action: a.CancelAt) -> None:
+        """Tell the node that runs a task that nobody waits for it."""
+        self._cluster.send(action.node, pm.CancelAway(action.task, action.force))
+
+    # -- running what others sent ---------------------------------------------------------------------------------------
+
+    def run(self, node: bytes, message: pm.RunTasks) -> None:
+        """Take in tasks of another node."""
+        broker = self._broker
+        job = message.job.number
+        guest_job = GUEST_BIT | job
+        self._admit(message)
+        lent = {ref.binary(): ref for ref in self._exchange.borrow(node, message.lent)}
+        for shape in message.shapes:
+            broker.shapes[shape.key] = shape
+        if message.shapes:
+            broker.records.shapes_defined(message.shapes)
+            broker.tell(e.ShapesDefined(message.shapes))
+        functions = self._functions.setdefault(job, {})
+        missing = []
+        for spec in message.tasks:
+            shape = broker.shapes[spec.shape]
+            held = [lent[name] for name in (*spec.deps, *spec.borrowed) if name in lent]
+            results = [self._expect(spec, 0, held)]
+            results += [self._expect(spec, index, []) for index in range(1, shape.num_returns)]
+            self._guests[spec.id] = _Guest(node, message.slot, guest_job, results)
+            if shape.function in lent:
+                functions[shape.function] = lent[shape.function]
+            missing.append(broker._missing((shape.function, *spec.deps)))
+        broker.records.tasks_submitted(job, message.tasks)
+        lacking = missing if any(missing) else None
+        broker.tell(e.TasksSubmitted(guest_job, 0, b"", message.tasks, lacking))
+        self.look_at([spec.id for spec in message.tasks])  # what cannot run has ended already
+
+    def _admit(self, message: pm.RunTasks) -> None:
+        """Let the job of guests be known: as a job of guests, and for what they submit themselves."""
+        broker = self._broker
+        job = message.job.number
+        guest_job = GUEST_BIT | job
+        if guest_job in broker.job_specs:
+            return
+        if job not in broker.job_specs:
+            self._homes[job] = message.home
+            broker.job_specs[job] = message.job
+            broker.tell(e.JobStarted(message.job, 0))
+        broker.job_specs[guest_job] = message.job
+        broker.tell(e.JobStarted(msgspec.structs.replace(message.job, number=guest_job), 0, guest=True))
+
+    def _expect(self, spec: TaskSpec, index: int, held: list[ObjectRef]) -> ObjectRef:
+        """Make the pending result of a guest, of the attempt that it is."""
+        ref = self._store.expect(return_id(spec.id, index), 0, held, None, "")
+        while self._store.attempt(ref) < spec.attempt and self._store.retry(ref, 0) is not None:
+            pass
+        return ref
+
+    def look_at(self, tasks: list[bytes], statuses: bytes = b"", micros: list[int] | None = None) -> None:
+        """Some tasks may have ended: report those that are guests. One whose results are there, but whose worker has not said so,
+        still occupies what it needs: it is reported a moment later, with what is free then."""
+        if not self._guests:
+            return
+        keeps = self._broker.scheduler.keeps
+        ended: dict[bytes, list[tuple[bytes, int, int]]] = {}
+        for index, task in enumerate(tasks):
+            guest = self._guests.get(task)
+            if guest is not None and not keeps(task) and all(self._store.done(ref) for ref in guest.results):
+                status = statuses[index] if statuses else wire.DONE_ERROR
+                ended.setdefault(guest.node, []).append((task, status, micros[index] if micros else 0))
+        for node, ends in ended.items():
+            self._report(node, ends)
+
+    def _report(self, node: bytes, ends: list[tuple[bytes, int, int]]) -> None:
+        values: list[pm.Value] = []
+        slots = []
+        for task, _, _ in ends:
+            guest = self._guests.pop(task)
+            slots.append(guest.slot)
+            for ref in guest.results:
+                value = self._exchange.value(node, ref)
+                if isinstance(value, pm.Lost):
+                    self._cluster.send(node, value)
+                else:
+                    values.append(value)
+        self._cluster.send(
+            node,
+            pm.TasksEnded(
+                [task for task, _, _ in ends],
+                slots,
+                bytes(status for _, status, _ in ends),
+                [micros for _, _, micros in ends],
+                values,
+                self._broker._own_load(),
+            ),
+        )
+        self._exchange.pump()
+
+    def cancel(self, node: bytes, message: pm.CancelAway) -> None:
+        """Nobody waits for a guest any more."""
+        guest = self._guests.get(message.task)
+        if guest is not None and guest.node == node:
+            self._broker._cancel(wire.CancelTask(message.task, message.force, True))
+            self.look_at([message.task])
+
+    # -- ends of what was sent ------------------------------------------------------------------------------------------
+
+    def ended(self, node: bytes, message: pm.TasksEnded) -> None:
+        """Tasks that were sent to a node have ended there."""
+        for value in message.values:
+            self._exchange.received(node, value)
+        by_slot: dict[int, list[int]] = {}
+        for index, slot in enumerate(message.slots):
+            by_slot.setdefault(slot, []).append(index)
+        for slot, indices in by_slot.items():
+            self._broker.tell(
+                e.TasksFinished(
+                    slot,
+                    [message.ids[index] for index in indices],
+                    bytes(message.statuses[index] for index in indices),
+                    [message.micros[index] for index in indices],
+                    False,
+                )
+            )
+
+    # -- ends of jobs and nodes -----------------------------------------------------------------------------------------
+
+    def job_over(self, job: int, reason: str) -> None:
+        """A driver on another node has ended: so do its tasks here."""
+        self._homes.pop(job, None)
+        self._functions.pop(job, None)
+        for task in [task for task, guest in self._guests.items() if guest.job == GUEST_BIT | job]:
+            del self._guests[task]
+        for number in (GUEST_BIT | job, job):
+            if number in self._broker.job_specs:
+                self._broker.tell(e.JobEnded(number, reason))
+
+    def node_gone(self, node: bytes, reason: str) -> None:
+        """A node is dead: the jobs of its drivers end, and what else it sent is cancelled."""
+        self._told.pop(node, None)
+        for job in [job for job, home in self._homes.items() if home == node]:
+            self.job_over(job, f"the node of its driver is dead: {reason}")
+        orphans = [task for task, guest in self._guests.items() if guest.node == node]
+        for task in orphans:
+            del self._guests[task]
+            self._broker._cancel(wire.CancelTask(task, True, True))
