@@ -181,7 +181,12 @@ class Executor:
         if not spec.args_kind & ARGS_IN_OBJECT:
             return serialization.loads_args(spec.args_kind, spec.args, [self._dependency(dep) for dep in spec.deps])
         values = [self._dependency(dep) for dep in spec.deps[:-1]]
-        packed = self.session.objects.raw(self._reference(spec.deps[-1]))
+        ref = self._reference(spec.deps[-1])
+        if not self.store.done(ref):  # a call to an actor comes from another node ahead of its arguments
+            self.session.wait([ref], 1, None)
+        if self.store.describe(ref)[2] & _store.KIND_ERROR_FLAG:
+            self._dependency(spec.deps[-1])
+        packed = self.session.objects.raw(ref)
         return serialization.loads_args(spec.args_kind & ~ARGS_IN_OBJECT, packed, values)
 
     def _reference(self, object_id: bytes) -> ObjectRef:

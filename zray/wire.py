@@ -260,7 +260,7 @@ class StartActor(Message, frozen=True):
 
 
 class CallActor(Message, frozen=True):
-    """Caller (or broker, forwarding) -> actor."""
+    """Caller (or broker, forwarding) -> actor. `process` is 0 for calls that came from another node."""
 
     process: int
     incarnation: int

@@ -149,7 +149,7 @@ class Worker:
             self.queue.extend(message.tasks)
         elif isinstance(message, wire.CallActor):
             if self.actor is not None:
-                self.notices.direct = True
+                self.notices.direct = message.process != 0  # on another node somebody waits for the notice
                 self.actor.take(message, self.queue)
         elif isinstance(message, wire.DefineShapes):
             self.executor.define(message.shapes)

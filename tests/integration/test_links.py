@@ -118,7 +118,7 @@ class Broker:
             self.events += self.links.receive(now())
         if descriptors:
             self.events += self.links.probed(descriptors)
-        self.links.tick(now())
+        self.events += self.links.tick(now())
 
     def heard(self) -> list[int]:
         return [

@@ -32,6 +32,8 @@ EXAMPLES: list[pm.PeerMessage] = [
     pm.RunTasks(JOB, NODE, 7, [CallShape(NODE, 0, NODE, "f")], [TaskSpec(NODE, NODE, b"args")], [NODE]),
     pm.TasksEnded([NODE], [7], b"\0", [12], [pm.Value(NODE, 0, 0, 1, b"v", [])], NodeLoad({})),
     pm.CancelAway(NODE, True),
+    pm.CallActorAway(JOB, NODE, NODE, [], [TaskSpec(NODE, NODE, b"args")], [NODE]),
+    pm.KillActorAway(NODE, True),
     pm.JobOver(7, "the driver has ended"),
     pm.Want([NODE]),
     pm.Lost(NODE, "gone"),

@@ -42,6 +42,8 @@ _JOIN_S: Final = 10.0
 """Seconds that a newcomer waits for the head's answer."""
 _ASK_S: Final = 0.5
 """... and after which it asks again."""
+_BREAKS: Final = 6
+"""So many connections in a row that the other side ended mean that it does not take the key."""
 _STAND_IN: Final = b"\0" * 16
 """Names the head as long as its id is not known."""
 
@@ -167,8 +169,12 @@ class Cluster:
                 ask = now + _ASK_S
             self._await_answer(min(ask, until) - now)
             now = time.monotonic()
+            if self.links.breaks >= _BREAKS:
+                raise CannotJoin(
+                    f"the node at {self.place.head} does not take the key in {self.place.key_file}: copy the key file of the head"
+                )
             if now >= until and self.head == _STAND_IN:
-                raise CannotJoin(self._why_no_answer(timeout))
+                raise CannotJoin(f"the node at {self.place.head} gave no answer within {timeout:g} s")
 
     def _await_answer(self, seconds: float) -> None:
         self._sockets.wait(max(0.0, seconds))
@@ -178,11 +184,6 @@ class Cluster:
             if isinstance(event, Heard) and isinstance(event.message, pm.Joined):
                 self._admitted(event.message)
                 return
-
-    def _why_no_answer(self, timeout: float) -> str:
-        if self._sockets.refused:
-            return f"the node at {self.place.head} does not take this key ({self.place.key_file}): copy the key file of the head"
-        return f"the node at {self.place.head} gave no answer within {timeout:g} s"
 
     def _admitted(self, message: pm.Joined) -> None:
         now = time.monotonic()
@@ -237,7 +238,7 @@ class Cluster:
                 self.links.send(self.head, pm.Beat(self._load()), now)
                 if now - self._head_heard >= self.place.node_timeout:
                     self._end(f"the head was not heard of for {now - self._head_heard:.1f} s")
-        self.links.tick(now)
+        self._take(self.links.tick(now), now)
 
     def _take(self, events: list[LinkEvent], now: float) -> None:
         for event in events:

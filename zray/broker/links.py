@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 _PROBE_S: Final = 1.0
 """Seconds that a port may take to answer a probe."""
+_LOOK_AGAIN_S: Final = (0.02, 0.1, 0.5, 2.0)
+"""Seconds after a connection broke at which the port is looked at again, unless the node is heard: a process that is being
+killed loses its connections before its listening socket."""
 _REFUSALS: Final = frozenset({errno.ECONNREFUSED})
 
 
@@ -111,7 +114,11 @@ class Links:
         self._addresses: dict[bytes, str] = {}
         self._stuck: set[bytes] = set()
         """Nodes that frames could not be sent to: they are when such a node is heard."""
+        self._suspects: dict[bytes, list[float]] = {}
+        """Nodes that a connection broke to, and when their ports are looked at again."""
         self.malformed = 0
+        self.breaks = 0
+        """Connections that broke since one was made last."""
 
     def know(self, node: bytes, address: str) -> None:
         """A node's host:port; empty: it connects to others."""
@@ -128,6 +135,7 @@ class Links:
         self._links.pop(node, None)
         self._addresses.pop(node, None)
         self._stuck.discard(node)
+        self._suspects.pop(node, None)
 
     # -- out ----------------------------------------------------------------------------------------------------------
 
@@ -175,6 +183,7 @@ class Links:
             if isinstance(event, Arrived):
                 self._arrived(event, now, events)
             elif isinstance(event, Connected):
+                self.breaks = 0
                 self._again(event.node, now)
             else:
                 events += self._broken(event.node, now)
@@ -182,6 +191,7 @@ class Links:
 
     def _arrived(self, event: Arrived, now: float, events: list[LinkEvent]) -> None:
         node = event.node
+        self._suspects.pop(node, None)
         try:
             way, to, payload = pm.open_envelope(event.frame)
             if to not in (self._own[:8], pm.ANYBODY):
@@ -217,7 +227,10 @@ class Links:
 
     def _broken(self, node: bytes, now: float) -> list[LinkEvent]:
         """A connection broke: is there still a process behind the port? Which node had made it is not known: ask after all."""
+        self.breaks += 1
         asked = [node] if node else list(self._addresses)
+        for other in asked:
+            self._suspects[other] = [now + pause for pause in _LOOK_AGAIN_S]
         return [Refused(other) for other in asked if self.probe(other, now)]
 
     def probe(self, node: bytes, now: float) -> bool:
@@ -234,15 +247,25 @@ class Links:
     @property
     def wake_at(self) -> float:
         """When `tick` is wanted at the latest."""
-        return min((link.wake_at for link in self._links.values()), default=NEVER)
+        looks = min((times[0] for times in self._suspects.values()), default=NEVER)
+        return min(looks, min((link.wake_at for link in self._links.values()), default=NEVER))
 
-    def tick(self, now: float) -> None:
-        """Acknowledge, and send again."""
+    def tick(self, now: float) -> list[LinkEvent]:
+        """Acknowledge, send again, and look at ports; return what came of that."""
         self._prober.tick(now)
+        refused: list[LinkEvent] = []
+        for node, times in list(self._suspects.items()):
+            if now >= times[0]:
+                times.pop(0)
+                if not times:
+                    del self._suspects[node]
+                if self.probe(node, now):
+                    refused.append(Refused(node))
         for node, link in self._links.items():
             if now >= link.wake_at:
                 for frame in link.tick(now):
                     self._put(node, pm.NUMBERED, frame)
+        return refused
 
     def close(self) -> None:
         """Close everything."""

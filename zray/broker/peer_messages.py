@@ -153,6 +153,24 @@ class RunTasks(PeerMessage, frozen=True):
     lent: list[bytes]
 
 
+class CallActorAway(PeerMessage, frozen=True):
+    """Where an actor is called -> towards where it lives: whoever lent the handle knows the way. Objects as in `RunTasks`."""
+
+    job: JobSpec
+    home: bytes
+    actor: bytes
+    shapes: list[CallShape]
+    calls: list[TaskSpec]
+    lent: list[bytes]
+
+
+class KillActorAway(PeerMessage, frozen=True):
+    """Where somebody wants an actor killed -> towards where it lives."""
+
+    actor: bytes
+    no_restart: bool
+
+
 class TasksEnded(PeerMessage, frozen=True):
     """Where tasks ran -> where they were submitted: ends, with the results that are small; larger ones follow."""
 
@@ -220,6 +238,8 @@ KINDS: Final[dict[int, type[PeerMessage]]] = {
     32: Want,
     33: Lost,
     34: GiveBack,
+    35: CallActorAway,
+    36: KillActorAway,
 }
 _FIRST_NUMBERED: Final = 20
 

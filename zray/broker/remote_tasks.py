@@ -1,10 +1,14 @@
-"""Tasks that go to other nodes, and tasks that came from there.
+"""Tasks and calls that go to other nodes, and those that came from there.
 
-Covers sending what the scheduler gives to a slot of another node, running what other nodes sent (*guests*), and reporting ends. Does not cover
+Covers sending what the scheduler gives to a slot of another node and calls to actors that live elsewhere, running what other nodes sent
+(*guests*), and reporting ends. Does not cover
 which task goes where (the scheduler), objects (`object_exchange`), or who is alive (`cluster`).
 
 A guest is an ordinary task of this node's scheduler, of a job of its own (number with `GUEST_BIT`): its results are pending objects here, its
 retries are used here, and when it has ended, however it did, the node that sent it gets the results and this one forgets them.
+
+A call to an actor that is not here goes to the node that lent the handle, which runs it or sends it on in the same way. All calls of a node to an
+actor take one way and keep their order; so the actor is given them without numbers.
 """
 
 from __future__ import annotations
@@ -27,6 +31,10 @@ if TYPE_CHECKING:
     from zray.task import CallShape, TaskSpec
 
 GUEST_BIT: Final = 1 << 31
+FROM_AFAR: Final = 0
+"""Stands for the calling process where calls come from another node."""
+
+_encode = msgspec.msgpack.Encoder().encode
 
 
 class _Guest:
@@ -54,6 +62,8 @@ class RemoteTasks:
         """Node of the driver of each job that has had guests here."""
         self._functions: dict[int, dict[bytes, ObjectRef]] = {}
         """Code of each such job."""
+        self._away: dict[bytes, dict[bytes, int]] = {}
+        """Calls to actors that were sent to each node and have not ended: how many results each has."""
         self._told: dict[bytes, set[bytes]] = {}
         """Shapes that each node was told of."""
 
@@ -66,12 +76,22 @@ class RemoteTasks:
 
     def run_at(self, action: a.RunAt) -> None:
         """Send tasks to another node."""
-        broker = self._broker
-        told = self._told.setdefault(action.node, set())
+        job = self._broker.job_specs[action.job]
+        shapes, lent = self._wrap(action.node, action.tasks)
+        self._cluster.send(
+            action.node, pm.RunTasks(job, self._home_of(job.number), action.slot, shapes, action.tasks, lent)
+        )
+
+    def _home_of(self, job: int) -> bytes:
+        return self._homes.get(job, self._cluster.own)
+
+    def _wrap(self, node: bytes, tasks: list[TaskSpec]) -> tuple[list[CallShape], list[bytes]]:
+        """What must travel with tasks: shapes that the node was not told of, and objects, which are lent to it."""
+        told = self._told.setdefault(node, set())
         shapes: list[CallShape] = []
         names: dict[bytes, None] = {}
-        for spec in action.tasks:
-            shape = broker.shapes.get(spec.shape)
+        for spec in tasks:
+            shape = self._broker.shapes.get(spec.shape)
             if shape is None:
                 continue
             if spec.shape not in told:
@@ -79,11 +99,34 @@ class RemoteTasks:
                 shapes.append(shape)
             for name in (shape.function, *spec.deps, *spec.borrowed):
                 names[name] = None
-        refs = [ref for name in names if (ref := self._store.reference(name)) is not None]
-        lent = self._exchange.lend(action.node, refs)
-        job = broker.job_specs[action.job]
-        home = self._homes.get(action.job, self._cluster.own)
-        self._cluster.send(action.node, pm.RunTasks(job, home, action.slot, shapes, action.tasks, lent))
+        refs = [ref for name in names if name and (ref := self._store.reference(name)) is not None]
+        return shapes, self._exchange.lend(node, refs)
+
+    def call_away(self, job: int, actor: bytes, calls: list[TaskSpec]) -> bool:
+        """Send calls to an actor on their way to another node; False when it is not on another node, as far as is known."""
+        node = self._exchange.lending.borrowed.get(actor)
+        if node is None or job not in self._broker.job_specs:
+            return False
+        shapes, lent = self._wrap(node, calls)
+        under_way = self._away.setdefault(node, {})
+        for call in calls:
+            under_way[call.id] = self._broker.shapes[call.shape].num_returns
+        spec = self._broker.job_specs[job]
+        self._cluster.send(node, pm.CallActorAway(spec, self._home_of(job), actor, shapes, calls, lent))
+        return True
+
+    def kill_away(self, actor: bytes, no_restart: bool) -> bool:
+        """Have an actor on another node killed; False when it is not on another node."""
+        node = self._exchange.lending.borrowed.get(actor)
+        if node is not None:
+            self._cluster.send(node, pm.KillActorAway(actor, no_restart))
+        return node is not None
+
+    def cancel_call(self, task: bytes, force: bool) -> None:
+        """A call may be under way to another node: tell it that nobody waits."""
+        for node, calls in self._away.items():
+            if task in calls:
+                self._cluster.send(node, pm.CancelAway(task, force))
 
     def cancel_at(self, action: a.CancelAt) -> None:
         """Tell the node that runs a task that nobody waits for it."""
@@ -96,13 +139,7 @@ class RemoteTasks:
         broker = self._broker
         job = message.job.number
         guest_job = GUEST_BIT | job
-        self._admit(message)
-        lent = {ref.binary(): ref for ref in self._exchange.borrow(node, message.lent)}
-        for shape in message.shapes:
-            broker.shapes[shape.key] = shape
-        if message.shapes:
-            broker.records.shapes_defined(message.shapes)
-            broker.tell(e.ShapesDefined(message.shapes))
+        lent = self._unwrap(node, message)
         functions = self._functions.setdefault(job, {})
         missing = []
         for spec in message.tasks:
@@ -119,7 +156,39 @@ class RemoteTasks:
         broker.tell(e.TasksSubmitted(guest_job, 0, b"", message.tasks, lacking))
         self.look_at([spec.id for spec in message.tasks])  # what cannot run has ended already
 
-    def _admit(self, message: pm.RunTasks) -> None:
+    def _unwrap(self, node: bytes, message: pm.RunTasks | pm.CallActorAway) -> dict[bytes, ObjectRef]:
+        """Take in what travels with tasks; return the objects that were lent."""
+        broker = self._broker
+        self._admit(message)
+        for shape in message.shapes:
+            broker.shapes[shape.key] = shape
+        if message.shapes:
+            broker.records.shapes_defined(message.shapes)
+            broker.tell(e.ShapesDefined(message.shapes))
+        return {ref.binary(): ref for ref in self._exchange.borrow(node, message.lent)}
+
+    def call(self, node: bytes, message: pm.CallActorAway) -> None:
+        """Take in calls of another node to an actor that lives here, or further on."""
+        broker = self._broker
+        lent = self._unwrap(node, message)
+        life = self._store.reference(message.actor)
+        for call in message.calls:
+            call.sequence = 0
+            held = [lent[name] for name in (*call.deps, *call.borrowed) if name in lent]
+            if life is not None:
+                held.append(life)
+            results = [self._expect(call, 0, held, _encode(call))]
+            results += [self._expect(call, index, []) for index in range(1, broker.shapes[call.shape].num_returns)]
+            self._guests[call.id] = _Guest(node, 0, GUEST_BIT | message.job.number, results)
+        if not self.call_away(message.job.number, message.actor, message.calls):
+            actor = broker.scheduler.node.actors.actors.get(message.actor)
+            incarnation = 0 if actor is None else actor.incarnation
+            broker.queue_calls(
+                e.ActorCallsQueued(FROM_AFAR, message.job.number, message.actor, incarnation, message.calls)
+            )
+        self.look_at([call.id for call in message.calls])
+
+    def _admit(self, message: pm.RunTasks | pm.CallActorAway) -> None:
         """Let the job of guests be known: as a job of guests, and for what they submit themselves."""
         broker = self._broker
         job = message.job.number
@@ -133,9 +202,9 @@ class RemoteTasks:
         broker.job_specs[guest_job] = message.job
         broker.tell(e.JobStarted(msgspec.structs.replace(message.job, number=guest_job), 0, guest=True))
 
-    def _expect(self, spec: TaskSpec, index: int, held: list[ObjectRef]) -> ObjectRef:
+    def _expect(self, spec: TaskSpec, index: int, held: list[ObjectRef], body: bytes | None = None) -> ObjectRef:
         """Make the pending result of a guest, of the attempt that it is."""
-        ref = self._store.expect(return_id(spec.id, index), 0, held, None, "")
+        ref = self._store.expect(return_id(spec.id, index), 0, held, body, "")
         while self._store.attempt(ref) < spec.attempt and self._store.retry(ref, 0) is not None:
             pass
         return ref
@@ -191,6 +260,10 @@ class RemoteTasks:
 
     def ended(self, node: bytes, message: pm.TasksEnded) -> None:
         """Tasks that were sent to a node have ended there."""
+        calls = self._away.get(node)
+        if calls:
+            for task in message.ids:
+                calls.pop(task, None)
         for value in message.values:
             self._exchange.received(node, value)
         by_slot: dict[int, list[int]] = {}
@@ -224,6 +297,9 @@ class RemoteTasks:
         self._told.pop(node, None)
         for job in [job for job, home in self._homes.items() if home == node]:
             self.job_over(job, f"the node of its driver is dead: {reason}")
+        for task, num_returns in self._away.pop(node, {}).items():
+            fields: dict[str, object] = {"message": f"The actor's node is dead: {reason}"}
+            self._broker.performer.seal_error(a.SealError(task, num_returns, "ActorDiedError", fields))
         orphans = [task for task, guest in self._guests.items() if guest.node == node]
         for task in orphans:
             del self._guests[task]

@@ -315,8 +315,9 @@ class Broker:
         for object_id in done:
             self.watched.pop(object_id, None)
         self.tell(e.ObjectsReady(done))
-        if self.exchange is not None:
+        if self.exchange is not None and self.remote is not None:
             self.exchange.sealed(done)
+            self.remote.look_at([_store.with_index(object_id, 0) for object_id in done])
 
     def look_again(self, objects: list[bytes]) -> None:
         """Tell the scheduler which of these are sealed although no notice came (its sender may have died)."""
@@ -337,11 +338,31 @@ class Broker:
             self._tell_of_actor(actor, event)
 
     def _actor_calls(self, message: wire.SubmitActorCalls) -> None:
-        event = e.ActorCallsQueued(message.process, message.job, message.actor, message.incarnation, message.calls)
-        self._actor_event(message.actor, event)
+        if self.remote is not None and self._is_elsewhere(message.actor):
+            self.remote.call_away(message.job, message.actor, message.calls)
+            return
+        self.queue_calls(
+            e.ActorCallsQueued(message.process, message.job, message.actor, message.incarnation, message.calls)
+        )
+
+    def queue_calls(self, event: e.ActorCallsQueued) -> None:
+        """Calls that come through the broker."""
+        self._actor_event(event.actor, event)
+
+    def _is_elsewhere(self, actor: bytes) -> bool:
+        """Whether an actor lives on another node, as far as is known here."""
+        known = self.scheduler.node.actors
+        if self.exchange is None or actor in known.actors or actor in known.dead:
+            return False
+        return actor in self.exchange.lending.borrowed
 
     def _kill_actor(self, message: wire.KillActor) -> None:
-        self._actor_event(message.actor, e.ActorKill(message.actor, message.no_restart))
+        self.kill_actor(message.actor, message.no_restart)
+
+    def kill_actor(self, actor: bytes, no_restart: bool) -> None:
+        """Kill an actor, wherever it lives."""
+        if self.remote is None or not self._is_elsewhere(actor) or not self.remote.kill_away(actor, no_restart):
+            self._actor_event(actor, e.ActorKill(actor, no_restart))
 
     def _actor_event(self, actor: bytes, event: e.Event) -> None:
         """Tell the scheduler what concerns an actor, after the request for that actor."""
@@ -379,6 +400,8 @@ class Broker:
         ref = self.store.reference(_store.with_index(message.task, 1))
         begun = ref is not None and self.store.state(ref) != _store.STATE_PENDING
         self.tell(e.TaskCancel(message.task, message.force, message.recursive, worker, begun))
+        if self.remote is not None:
+            self.remote.cancel_call(message.task, message.force)
 
     def executor_of(self, task: bytes) -> int:
         """The worker that the store names as target or claimant of a task's first result; 0 for none."""
@@ -584,6 +607,8 @@ class Broker:
         cluster.serve_also(pm.RunTasks, remote.run)
         cluster.serve_also(pm.TasksEnded, self._ended_elsewhere)
         cluster.serve_also(pm.CancelAway, remote.cancel)
+        cluster.serve_also(pm.CallActorAway, remote.call)
+        cluster.serve_also(pm.KillActorAway, lambda _, m: self.kill_actor(m.actor, m.no_restart))
         cluster.serve_also(pm.JobOver, lambda _, m: remote.job_over(m.job, m.reason))
         cluster.serve_also(pm.Want, lambda node, m: exchange.wanted(node, m.ids))
         cluster.serve_also(pm.Value, exchange.received)
