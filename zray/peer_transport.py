@@ -93,7 +93,8 @@ class Connected(NamedTuple):
 
 
 class Disconnected(NamedTuple):
-    """A connection broke. `node` is empty for one that the other side had made."""
+    """A connection broke. `node` is empty for one that the other side had made (and that got beyond its handshake: to look whether a
+    port is open must not look like a broken connection, or nodes would go on looking at one another for ever)."""
 
     node: bytes
 
@@ -125,6 +126,8 @@ class PeerSockets:
         """Connections that this node made: socket and its monitor."""
         self._accepted: set[bytes] = set()
         """Nodes that were heard over connections of their making."""
+        self._was_none = False
+        """The listener's connection that is about to be told of as ended never was one."""
         self.refused = 0
         """Handshakes that failed: strangers, wrong keys, bytes that are no handshake."""
         self.malformed = 0
@@ -266,10 +269,15 @@ class PeerSockets:
             kind = int(parse_monitor_message(parts)["event"])
             if kind == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 events.append(Connected(node))
-            elif kind == zmq.EVENT_DISCONNECTED:
-                events.append(Disconnected(node))
-            else:
+            elif kind != zmq.EVENT_DISCONNECTED:
                 self.refused += 1
+                # ZeroMQ tells of this failure right before it tells that the connection has ended.
+                if kind == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL and not node:
+                    self._was_none = True
+            elif self._was_none and not node:
+                self._was_none = False  # nobody was connected: somebody only looked whether the port is open
+            else:
+                events.append(Disconnected(node))
 
     def _serve_judge(self, judge: zmq.Socket[bytes]) -> None:
         own = z85.decode(self._key.public)

@@ -130,6 +130,21 @@ def test_one_who_had_connected_and_went_is_told_without_a_name(make_peer: Callab
     assert not far.sockets.send(A, b"y")
 
 
+def test_looking_at_a_port_is_no_disconnection(make_peer: Callable[..., Peer]) -> None:
+    near, far = make_peer(A), make_peer(B)
+    address = far.listen()
+    for _ in range(20):
+        socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2]))).close()
+    all_look(far)(lambda: far.sockets.refused == 20)
+    near.sockets.dial(B, address)
+    near.sockets.send(B, b"x")
+    until = all_look(near, far)
+    until(lambda: Arrived(A, b"x") in far.events)
+    assert [event for event in far.events if not isinstance(event, Arrived)] == []
+    near.sockets.hang_up(B)
+    until(lambda: Disconnected(b"") in far.events)
+
+
 def test_a_wrong_key_gets_no_answer_and_is_counted(make_peer: Callable[..., Peer]) -> None:
     stranger, far = make_peer(A, ClusterKey.new()), make_peer(B)
     stranger.sockets.dial(B, far.listen())

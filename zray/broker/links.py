@@ -118,7 +118,7 @@ class Links:
         """Nodes that a connection broke to, and when their ports are looked at again."""
         self.malformed = 0
         self.breaks = 0
-        """Connections that broke since one was made last."""
+        """Connections of this node's making that broke since one was made last."""
 
     def know(self, node: bytes, address: str) -> None:
         """A node's host:port; empty: it connects to others."""
@@ -227,7 +227,7 @@ class Links:
 
     def _broken(self, node: bytes, now: float) -> list[LinkEvent]:
         """A connection broke: is there still a process behind the port? Which node had made it is not known: ask after all."""
-        self.breaks += 1
+        self.breaks += bool(node)
         asked = [node] if node else list(self._addresses)
         for other in asked:
             self._suspects[other] = [now + pause for pause in _LOOK_AGAIN_S]
