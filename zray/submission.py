@@ -20,6 +20,7 @@ interrupted is done again: whoever receives a frame twice drops the second, beca
 
 from __future__ import annotations
 
+import collections
 import threading
 import time
 import weakref
@@ -414,6 +415,7 @@ class ActorLink:
     __slots__ = (
         "__weakref__",
         "_calls",
+        "_unfinished",
         "actor",
         "address",
         "incarnation",
@@ -441,6 +443,8 @@ class ActorLink:
         self.known_dead: bytes | None = None
         """Packed failure that ends every further call."""
         self._calls: list[msgspec.Raw] = []
+        self._unfinished: collections.deque[bytes] = collections.deque()
+        """First results of calls that took the way through the broker, kept where their number is limited."""
 
     def call(
         self,
@@ -485,6 +489,8 @@ class ActorLink:
                     except _store.TargetGone:  # who comes to the first finds the others
                         refs.append(submitter.expect(further, 0, None, None, site))
                 number = self.sequence = spec.sequence
+                if max_pending > 0 and not self.process:
+                    self._unfinished.append(_store.with_index(task, 1))
                 self._route(shape, spec, body, refs)
             except BaseException:
                 if number:  # the actor runs no later call before it has this one
@@ -510,8 +516,13 @@ class ActorLink:
             session.broker.send(wire.encode(message))
 
     def _pending(self) -> int:
-        """Calls that have not ended: of all callers, when the actor lives; else those of this process that wait for it to live."""
-        return self.session.store.expected(self.process) if self.process else self.sequence
+        """Calls that have not ended: of all callers, when the actor lives on this node; else those of this process."""
+        store, unfinished = self.session.store, self._unfinished
+        if self.process:
+            return store.expected(self.process)
+        while unfinished and ((ref := store.reference(unfinished[0])) is None or store.done(ref)):
+            unfinished.popleft()
+        return len(unfinished)
 
     def _pack(self, shape: CallShape, body: bytes) -> None:
         calls, session = self._calls, self.session

@@ -8,11 +8,12 @@ import pytest
 
 from zray.broker import peer_messages as pm
 from zray.broker.membership import Change, NodeInfo, NodeLoad, State
-from zray.task import CallShape, JobSpec, TaskSpec
+from zray.task import ActorSpec, CallShape, JobSpec, TaskSpec
 
 NODE = bytes(range(16))
 INFO = NodeInfo(NODE, "10.0.0.1:7000", "here", 7, {"CPU": 2.0}, {"zone": "east"}, "0.1.0", "3.11", "s", "/run/s")
 JOB = JobSpec(1, NODE, 1, "", [], "/")
+ACTOR = ActorSpec(TaskSpec(NODE, NODE), 1, "name", "space", True)
 EXAMPLES: list[pm.PeerMessage] = [
     pm.Join(INFO),
     pm.Joined("cluster", INFO, [INFO, INFO], 3),
@@ -34,6 +35,15 @@ EXAMPLES: list[pm.PeerMessage] = [
     pm.CancelAway(NODE, True),
     pm.CallActorAway(JOB, NODE, NODE, [], [TaskSpec(NODE, NODE, b"args")], [NODE]),
     pm.KillActorAway(NODE, True),
+    pm.HostActor(JOB, NODE, 7, [CallShape(NODE, 0, NODE, "C")], ACTOR, 2, [TaskSpec(NODE, NODE)], [NODE]),
+    pm.ActorUp(NODE, 7, 2, 4711),
+    pm.ActorGone(NODE, 7, "ActorDiedError", "SIGKILL", b"failure"),
+    pm.EndActorAway(NODE),
+    pm.AdoptActor(3, JOB, NODE, [], ACTOR, [NODE]),
+    pm.Adopted(3, NODE, NODE),
+    pm.AskActor(4, NODE),
+    pm.ActorIs(4, ACTOR, [NODE]),
+    pm.ActorIs(4, None, []),
     pm.JobOver(7, "the driver has ended"),
     pm.Want([NODE]),
     pm.Lost(NODE, "gone"),

@@ -64,6 +64,48 @@ class CancelAt(Action, frozen=True):
     force: bool
 
 
+class HostActor(Action, frozen=True):
+    """Have an actor live on another node. `incarnation`: the first it has there; `replay`: calls that it runs before all
+    others. Answer: ActorHosted for each incarnation, and ActorGoneAway or PeerGone."""
+
+    node: bytes
+    slot: int
+    spec: ActorSpec
+    incarnation: int
+    replay: list[TaskSpec]
+
+
+class CallAt(Action, frozen=True):
+    """Send calls of a job to an actor that lives on another node."""
+
+    node: bytes
+    job: int
+    actor: bytes
+    calls: list[TaskSpec]
+
+
+class KillAt(Action, frozen=True):
+    """Have an actor on another node killed. With `no_restart` it is gone for good, and ActorGoneAway follows."""
+
+    node: bytes
+    actor: bytes
+    no_restart: bool
+
+
+class NameFreed(Action, frozen=True):
+    """An actor of this node does not bear its name any more."""
+
+    namespace: str
+    name: str
+
+
+class EndActorAt(Action, frozen=True):
+    """Tell the node of an actor that no handle is left: it ends when it has done what it was sent. Answer: ActorGoneAway."""
+
+    node: bytes
+    actor: bytes
+
+
 UNKNOWN_RETURNS: Final = -1
 """`num_returns` of a call whose shape never passed the broker (calls to actors): all results of it that the store
 has."""

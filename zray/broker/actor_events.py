@@ -53,10 +53,11 @@ class ActorEvents:
             if event.reply:
                 node.out.append(actions.SealReply(event.reply, None, ("ActorDiedError", fields)))
             return
-        actor = ActorRecord(spec, job, shape, node.ledger.demand(spec.running_resources))
+        actor = ActorRecord(spec, job, shape, node.demand(spec.running_resources))
+        actor.incarnation = actor.restarts = event.incarnation
         if not node.actors.admit(actor, event.reply, node.out):
             return
-        if not (shape.demand.local and actor.running.local) and self._refused(actor):
+        if not (shape.demand.feasible and actor.running.feasible) and self._refused(actor):
             return
         if event.missing:
             actor.waiting = Waiting(spec.creation, None, actor)
@@ -67,7 +68,7 @@ class ActorEvents:
     def _refused(self, actor: ActorRecord) -> bool:
         """No node is large enough: it fails now, or waits for the cluster to grow."""
         node = self.node
-        demand = actor.shape.demand if not actor.shape.demand.local else actor.running
+        demand = actor.shape.demand if not actor.shape.demand.feasible else actor.running
         text = f"{actor.shape.name} {node.ledger.why_never(demand)}"
         if node.config.cluster_may_grow:
             node.out.append(
@@ -100,6 +101,21 @@ class ActorEvents:
         if actor.ending:
             self._end(actor, now)
 
+    def hosted(self, event: events.ActorHosted, now: float) -> None:
+        """An actor lives on the node it was sent to: it occupies what a living actor does from now on."""
+        node = self.node
+        slot = node.pool.workers.get(event.slot)
+        if slot is None or slot.actor is None or slot.actor.id != event.actor or slot.state != ACTOR:
+            return
+        actor = slot.actor
+        actor.restarts = max(actor.restarts, event.incarnation)
+        if slot.held is not actor.running:
+            node.vacate(slot)
+            node.occupy(slot, actor.running)
+        assert slot.peer is not None
+        where = f"incarnation {event.incarnation} on node {slot.peer.id.hex()[:8]}"
+        node.out.append(actions.RecordEvent("actors", actor.id, "alive", where))
+
     def construction_failed(self, event: events.ActorConstructionFailed, now: float) -> None:
         """Its constructor raised: it is dead, and would be again."""
         node = self.node
@@ -113,11 +129,15 @@ class ActorEvents:
         node.actors.die(actor, "ActorDiedError", fields, [], node.out)
         node.kill_worker(worker, "INIT_FAILED")
 
+    def name_taken(self, event: events.ActorNameTaken, now: float) -> None:
+        """Another actor of the cluster bears its name."""
+        self.node.actors.refuse_name(event.spec, event.bearer, event.reply, self.node.out)
+
     # -- calling -------------------------------------------------------------------------------------------------------
 
     def calls_queued(self, event: events.ActorCallsQueued, now: float) -> None:
         """Calls made while the actor could not be reached."""
-        self.node.actors.calls(event.actor, event.process, event.incarnation, event.calls, self.node.out)
+        self.node.actors.calls(event.actor, event.process, event.job, event.incarnation, event.calls, self.node.out)
 
     def lookup(self, event: events.ActorLookup, now: float) -> None:
         """Who bears this name?"""
@@ -143,10 +163,13 @@ class ActorEvents:
         """Ask a living actor to go when it has done what it was sent."""
         assert actor.worker is not None
         node = self.node
-        node.actors.condemn(actor, "HANDLES_GONE")
+        node.actors.condemn(actor, "HANDLES_GONE", node.out)
         actor.deadline = now + node.config.stop_grace
         node.wake(actor.deadline)
-        node.out.append(actions.EndActor(actor.worker.number, "no handle is left"))
+        if actor.worker.peer is not None:
+            node.out.append(actions.EndActorAt(actor.worker.peer.id, actor.id))
+        else:
+            node.out.append(actions.EndActor(actor.worker.number, "no handle is left"))
 
     def left(self, event: events.ActorLeft, now: float) -> None:
         """It goes by its own will."""
@@ -154,7 +177,7 @@ class ActorEvents:
         actor = node.actors.actors.get(event.actor)
         if actor is None or actor.worker is None or actor.worker.number != event.worker:
             return
-        node.actors.condemn(actor, "EXIT_ACTOR")
+        node.actors.condemn(actor, "EXIT_ACTOR", node.out)
         actor.deadline = now + node.config.stop_grace
         node.actors.ending[actor.id] = actor
         node.wake(actor.deadline)
@@ -168,12 +191,14 @@ class ActorEvents:
         if actor is not None:
             if event.no_restart:
                 self._kill_for_good(actor, "KILLED")
+            elif actor.worker is not None and actor.worker.peer is not None:
+                node.out.append(actions.KillAt(actor.worker.peer.id, actor.id, False))
             elif actor.worker is not None:
                 node.kill_worker(actor.worker, "KILLED")
 
     def _kill_for_good(self, actor: ActorRecord, verdict: str) -> None:
         node = self.node
-        node.actors.condemn(actor, verdict)
+        node.actors.condemn(actor, verdict, node.out)
         if actor.worker is not None:
             node.kill_worker(actor.worker, verdict)
             return
@@ -193,6 +218,20 @@ class ActorEvents:
             return
         node.actors.process_lost(actor, cause, event.status, event.orphans, event.claimed, node.out)
 
+    def node_lost(self, actor: ActorRecord, event: events.PeerGone) -> None:
+        """The node where it lives is dead: it comes back elsewhere, or dies."""
+        if actor.worker is None:
+            return
+        self.node.actors.process_lost(actor, "NODE_DIED", 0, event.calls.get(actor.id, []), None, self.node.out)
+
+    def gone_away(self, actor: ActorRecord, event: events.ActorGoneAway) -> None:
+        """It died on the node where it lived, for good: restarts are that node's business."""
+        if actor.worker is None:
+            return
+        actor.worker = None
+        fields: dict[str, object] = {"actor_id": actor.id.hex(), "cause": event.cause, "error": event.error}
+        self.node.actors.die(actor, event.kind, fields, [], self.node.out)
+
     def job_ended(self, job: Job) -> None:
         """Actors die with their job, unless they are detached."""
         for actor in list(self.node.actors.actors.values()):
@@ -210,7 +249,7 @@ class ActorEvents:
                     actor.deadline = now + _UNPLACED_GRACE
                 else:
                     self._kill_for_good(actor, "HANDLES_GONE")
-            elif actor.worker is not None and actor.verdict:
+            elif actor.worker is not None and actor.worker.peer is None and actor.verdict:
                 left = actor.worker.state == DYING and not actor.worker.doom
                 if left or (actor.worker.state == ACTOR and actor.worker.number not in busy):
                     node.kill_worker(actor.worker, actor.verdict)

@@ -52,8 +52,8 @@ MOVES: Final[frozenset[tuple[int, int]]] = frozenset(
 _TOMBSTONES: Final = 10_000
 """Dead actors whose cause of death is remembered for late callers."""
 
-Calls = list[tuple[int, "list[TaskSpec]"]]
-"""(process of the caller, its calls), in the order of arrival."""
+Calls = list[tuple[int, int, "list[TaskSpec]"]]
+"""(process of the caller, its job, its calls), in the order of arrival."""
 
 
 class ActorRecord:
@@ -160,12 +160,12 @@ class ActorTable:
         elif state == DEAD:
             del self.actors[actor.id]
             self.ending.pop(actor.id, None)
-            self._free_name(actor)
 
-    def _free_name(self, actor: ActorRecord) -> None:
+    def _free_name(self, actor: ActorRecord, out: list[actions.Action]) -> None:
         key = (actor.spec.namespace, actor.spec.name)
         if self.names.get(key) is actor:
             del self.names[key]
+            out.append(actions.NameFreed(*key))
 
     # -- made ----------------------------------------------------------------------------------------------------------
 
@@ -175,10 +175,10 @@ class ActorTable:
         spec = actor.spec
         if actor.id in self.actors or actor.id in self.dead:
             return False
-        if spec.name:
+        if spec.name and not actor.job.guest:
             other = self.names.get((spec.namespace, spec.name))
             if other is not None:
-                self._refuse_name(actor, other, reply, out)
+                self.refuse_name(spec, other.id, reply, out)
                 return False
             self.names[spec.namespace, spec.name] = actor
             if reply:
@@ -186,18 +186,25 @@ class ActorTable:
         self.actors[actor.id] = actor
         return True
 
-    def _refuse_name(self, actor: ActorRecord, other: ActorRecord, reply: bytes, out: list[actions.Action]) -> None:
-        spec = actor.spec
+    def refuse_name(self, spec: ActorSpec, bearer: bytes, reply: bytes, out: list[actions.Action]) -> None:
+        """The name is another actor's: the reply says whose."""
         text = (
             f"The name {spec.name!r} (namespace {spec.namespace!r}) is taken by a living actor. "
             f"Choose another, or get the existing one with get_actor({spec.name!r})."
         )
-        fields = actor.fields("NOT_STARTED", None, None)
-        fields["message"] = text
-        self.refuse(actor.id, fields, out)
+        fields: dict[str, Any] = {
+            "actor_id": spec.creation.id.hex(),
+            "class_name": spec.class_name,
+            "name": spec.name,
+            "namespace": spec.namespace,
+            "cause": "NOT_STARTED",
+            "never_started": True,
+            "message": text,
+        }
+        self.refuse(spec.creation.id, fields, out)
         if reply:
             out.append(
-                actions.SealReply(reply, other.id)
+                actions.SealReply(reply, bearer)
                 if spec.get_if_exists
                 else actions.SealReply(reply, None, ("ValueError", {"message": text}))
             )
@@ -226,18 +233,33 @@ class ActorTable:
         """Its process is ready: send the constructor, and the calls that come before all others."""
         self.move(actor, CONSTRUCTING)
         actor.start_failures = 0
+        replay = self._take_replay(actor)
+        actor.before = dict.fromkeys(spec.id for spec in replay)
+        out.append(actions.BeginActor(worker.number, actor.spec, actor.incarnation, replay))
+
+    def _take_replay(self, actor: ActorRecord) -> list[TaskSpec]:
+        """The calls meant for earlier incarnations, in order."""
         replay, actor.replay = actor.replay, []
         for incarnation in sorted(actor.held):
             if incarnation < actor.incarnation:
-                for _, calls in actor.held.pop(incarnation):
+                for _, _, calls in actor.held.pop(incarnation):
                     replay.extend(calls)
-        actor.before = dict.fromkeys(spec.id for spec in replay)
-        out.append(actions.BeginActor(worker.number, actor.spec, actor.incarnation, replay))
+        return replay
+
+    def host(self, actor: ActorRecord, slot: Worker, node: bytes, out: list[actions.Action]) -> None:
+        """It shall live on another node: send it there with all calls that wait for it. That node runs it like one of its
+        own, restarts included, and says when it lives and when it is gone."""
+        replay = self._take_replay(actor)
+        self.move(actor, CONSTRUCTING)
+        self.move(actor, ALIVE)
+        out.append(actions.HostActor(node, slot.number, actor.spec, actor.restarts, replay))
+        for _, job, calls in actor.held.pop(actor.incarnation, ()):
+            out.append(actions.CallAt(node, job, actor.id, calls))
 
     def constructed(self, actor: ActorRecord, worker: Worker, out: list[actions.Action]) -> None:
         """It lives: send it what waited, then publish its address, so that calls made from now on come after those."""
         self.move(actor, ALIVE)
-        for process, calls in actor.held.pop(actor.incarnation, ()):
+        for process, _, calls in actor.held.pop(actor.incarnation, ()):
             out.append(actions.ForwardCalls(worker.number, process, actor.incarnation, calls))
         out.append(actions.ActorAlive(actor.id, actor.incarnation, worker.number))
         where = f"incarnation {actor.incarnation} in worker {worker.number}"
@@ -246,7 +268,13 @@ class ActorTable:
     # -- called --------------------------------------------------------------------------------------------------------
 
     def calls(
-        self, actor_id: bytes, process: int, incarnation: int, calls: list[TaskSpec], out: list[actions.Action]
+        self,
+        actor_id: bytes,
+        process: int,
+        job: int,
+        incarnation: int,
+        calls: list[TaskSpec],
+        out: list[actions.Action],
     ) -> None:
         """Calls that came through the broker: forward, keep, or answer with the error that says why the actor is
         dead."""
@@ -258,6 +286,8 @@ class ActorTable:
             )
             for spec in calls:
                 out.append(actions.SealError(spec.id, actions.UNKNOWN_RETURNS, kind, fields))
+        elif actor.worker is not None and actor.worker.peer is not None:
+            out.append(actions.CallAt(actor.worker.peer.id, job, actor_id, calls))
         elif actor.state == ALIVE and incarnation == actor.incarnation:
             assert actor.worker is not None
             out.append(actions.ForwardCalls(actor.worker.number, process, incarnation, calls))
@@ -270,7 +300,7 @@ class ActorTable:
                 actor.before[spec.id] = None
             out.append(actions.ForwardCalls(actor.worker.number, process, actor.incarnation, calls))
         else:
-            actor.held.setdefault(incarnation, []).append((process, calls))
+            actor.held.setdefault(incarnation, []).append((process, job, calls))
 
     # -- ended ---------------------------------------------------------------------------------------------------------
 
@@ -346,6 +376,7 @@ class ActorTable:
     ) -> None:
         """For good: whoever calls, or has called, learns why."""
         self.move(actor, DEAD)
+        self._free_name(actor, out)
         self._remember_death(actor.id, kind, fields)
         out.append(actions.ActorDown(actor.id, actor.incarnation, False, kind, fields))
         out.append(actions.RecordEvent("actors", actor.id, "dead", str(fields.get("cause", ""))))
@@ -354,17 +385,17 @@ class ActorTable:
         for spec in actor.replay:
             out.append(actions.SealError(spec.id, actions.UNKNOWN_RETURNS, kind, fields))
         for waiting in actor.held.values():
-            for _, calls in waiting:
+            for _, _, calls in waiting:
                 for spec in calls:
                     out.append(actions.SealError(spec.id, actions.UNKNOWN_RETURNS, kind, fields))
         actor.replay = []
         actor.held = {}
 
-    def condemn(self, actor: ActorRecord, verdict: str) -> None:
+    def condemn(self, actor: ActorRecord, verdict: str, out: list[actions.Action]) -> None:
         """It will die and not come back: its name is free from now on."""
         if not actor.verdict:
             actor.verdict = verdict
-        self._free_name(actor)
+        self._free_name(actor, out)
 
     def keeps(self, key: bytes) -> bool:
         """Whether `key` is an actor that lives or is to live, or a call that is kept here for one."""
@@ -373,7 +404,7 @@ class ActorTable:
         for actor in self.actors.values():
             if any(spec.id == key for spec in actor.replay):
                 return True
-            if any(spec.id == key for waiting in actor.held.values() for _, calls in waiting for spec in calls):
+            if any(spec.id == key for waiting in actor.held.values() for _, _, calls in waiting for spec in calls):
                 return True
         return False
 
@@ -398,7 +429,7 @@ class ActorTable:
             assert actor.spec.max_restarts < 0 or actor.restarts <= actor.spec.max_restarts, (
                 f"{actor} was restarted too often"
             )
-            assert actor.restarts == actor.incarnation, f"{actor} has used {actor.restarts} restarts"
+            assert actor.restarts >= actor.incarnation, f"{actor} has used {actor.restarts} restarts"
             assert actor.state != ALIVE or actor.incarnation not in actor.held, f"{actor} lives, but calls wait for it"
         for (namespace, name), actor in self.names.items():
             assert self.actors.get(actor.id) is actor, f"{name} is the name of a dead actor"

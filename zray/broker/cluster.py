@@ -28,7 +28,7 @@ from zray.broker.membership import (
     Refusal,
     State,
 )
-from zray.gcs.tables import NodeRow
+from zray.gcs.tables import ActorNameRow, NodeRow, key_of
 from zray.peer_transport import ClusterKey, PeerSockets
 
 if TYPE_CHECKING:
@@ -137,6 +137,10 @@ class Cluster:
     def send(self, node: bytes, message: pm.PeerMessage) -> None:
         """Send a message to another node."""
         self.links.send(node, message, time.monotonic())
+
+    def knows(self, node: bytes) -> bool:
+        """Whether another node is a member now."""
+        return node in self.neighbours.members
 
     def tell_all_others(self, message: pm.PeerMessage) -> None:
         """Send a message to every other node that lives."""
@@ -315,6 +319,8 @@ class Cluster:
                     self._gcs.put_row(
                         msgspec.structs.replace(row, alive=False, ended=time.time(), reason=change.reason)
                     )
+                for name in [name for name in self._gcs.rows(ActorNameRow) if name.node == change.node]:
+                    self._gcs.delete_row(ActorNameRow, key_of(name))
             self._apply(change)
 
     def _tell_all(self, message: pm.PeerMessage, now: float, but: bytes = b"") -> None:

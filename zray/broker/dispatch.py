@@ -66,10 +66,23 @@ class Dispatcher:
             demand = actor.shape.demand
             if demand.key in refused:
                 continue
-            if node.policy.place(demand, node.nodes, node.rng) != 0:
+            place = node.policy.place(demand, node.nodes, node.rng)
+            if place > 0 and not actor.job.guest:
+                self._place_actor_at_peer(actor, place)
+            elif place != 0:
                 refused.add(demand.key)
             elif not self._place_actor(actor, now):
                 return
+
+    def _place_actor_at_peer(self, actor: ActorRecord, place: int) -> None:
+        """Let an actor live on another node. Its calls may follow at once: they wait there."""
+        node = self.node
+        peer = node.nodes[place]
+        assert isinstance(peer, Peer)
+        actor.worker = node.pool.enter_slot(actor.job, actor.shape.demand, peer, actor)
+        node.occupy(actor.worker, actor.shape.demand)
+        node.actors.move(actor, ACTOR_STARTING)
+        node.actors.host(actor, actor.worker, peer.id, node.out)
 
     def _place_actor(self, actor: ActorRecord, now: float) -> bool:
         """Give an actor a process of its own: an idle one without a past, or a new one. False when none can be started
@@ -297,7 +310,8 @@ class Dispatcher:
 
     def _wanted(self) -> list[tuple[Demand, int]]:
         node = self.node
-        found = [(actor.shape.demand, 1) for actor in list(node.actors.queued.values())[:_LOOK_AHEAD]]
+        queued = [actor for actor in node.actors.queued.values() if actor.shape.demand.local]
+        found = [(actor.shape.demand, 1) for actor in queued[:_LOOK_AHEAD]]
         for job in node.jobs.waiting.values():
             found.extend((group.demand, min(group.count, _LOOK_AHEAD)) for group in job.rotation if group.demand.local)
         return found

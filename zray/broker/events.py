@@ -138,6 +138,16 @@ class ActorRequested(Event, frozen=True):
     spec: ActorSpec
     missing: tuple[bytes, ...]
     reply: bytes
+    incarnation: int = 0
+    """The first it has here: above 0 when it lived on other nodes before."""
+
+
+class ActorNameTaken(Event, frozen=True):
+    """An actor cannot be made: `bearer` has its name, somewhere in the cluster. `reply` as in ActorRequested."""
+
+    spec: ActorSpec
+    bearer: bytes
+    reply: bytes
 
 
 class ActorConstructed(Event, frozen=True):
@@ -211,6 +221,27 @@ class PeerGone(Event, frozen=True):
 
     node: bytes
     reason: str
+    calls: dict[bytes, list[TaskSpec]] = {}
+    """By actor: calls that were sent there and have not ended, in order."""
+
+
+class ActorHosted(Event, frozen=True):
+    """An incarnation of an actor lives on the node of this slot."""
+
+    slot: int
+    actor: bytes
+    incarnation: int
+
+
+class ActorGoneAway(Event, frozen=True):
+    """An actor in a slot of another node is dead for good. `error`: the packed failure that its callers get; `kind` and
+    `cause`: class of the error and name of errors.DeathCause."""
+
+    slot: int
+    actor: bytes
+    kind: str
+    cause: str
+    error: bytes
 
 
 class Tick(Event, frozen=True):

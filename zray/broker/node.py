@@ -228,7 +228,10 @@ class Node:
             self.end_lease(worker)
             self.leave_queue(worker)
             self.pool.move(worker, DYING)
-        self.out.append(actions.KillWorker(worker.number, doom))
+        if worker.peer is None:
+            self.out.append(actions.KillWorker(worker.number, doom))
+        elif worker.actor is not None:
+            self.out.append(actions.KillAt(worker.peer.id, worker.actor.id, True))
 
     def leave_queue(self, worker: Worker) -> None:
         """A worker stops working for a queue."""

@@ -18,7 +18,7 @@ from typing import Final
 import msgspec
 
 from zray.broker.membership import Change, NodeInfo, NodeLoad
-from zray.task import CallShape, JobSpec, TaskSpec
+from zray.task import ActorSpec, CallShape, JobSpec, TaskSpec
 
 VERSION: Final = 1
 PLAIN: Final = 0
@@ -171,6 +171,81 @@ class KillActorAway(PeerMessage, frozen=True):
     no_restart: bool
 
 
+class HostActor(PeerMessage, frozen=True):
+    """Owner of an actor (the node that was asked for it) -> where it shall live. Objects as in `RunTasks`."""
+
+    job: JobSpec
+    home: bytes
+    slot: int
+    shapes: list[CallShape]
+    spec: ActorSpec
+    incarnation: int
+    """The first it has there."""
+    replay: list[TaskSpec]
+    """Calls that it runs before all others."""
+    lent: list[bytes]
+
+
+class ActorUp(PeerMessage, frozen=True):
+    """Where an actor lives -> its owner: this incarnation has been constructed."""
+
+    actor: bytes
+    slot: int
+    incarnation: int
+    pid: int
+
+
+class ActorGone(PeerMessage, frozen=True):
+    """Where an actor lived -> its owner: it is dead for good. `error`: the packed failure that its callers get."""
+
+    actor: bytes
+    slot: int
+    kind: str
+    cause: str
+    error: bytes
+
+
+class EndActorAway(PeerMessage, frozen=True):
+    """Owner of an actor -> where it lives: no handle is left; it ends when it has done what it was sent."""
+
+    actor: bytes
+
+
+class AdoptActor(PeerMessage, frozen=True):
+    """Where a detached actor is asked for -> head: be its owner, so that it outlives the node that asked. Objects as in
+    `RunTasks`."""
+
+    number: int
+    job: JobSpec
+    home: bytes
+    shapes: list[CallShape]
+    spec: ActorSpec
+    lent: list[bytes]
+
+
+class Adopted(PeerMessage, frozen=True):
+    """Head -> who asked: done; or `bearer` has the actor's name already, an actor of `owner`."""
+
+    number: int
+    bearer: bytes
+    owner: bytes
+
+
+class AskActor(PeerMessage, frozen=True):
+    """Where somebody looks an actor up by name -> its owner: lend a handle."""
+
+    number: int
+    actor: bytes
+
+
+class ActorIs(PeerMessage, frozen=True):
+    """Owner of an actor -> who asked: what a handle is made of, and the actor itself, lent; None: it is dead."""
+
+    number: int
+    spec: ActorSpec | None
+    lent: list[bytes]
+
+
 class TasksEnded(PeerMessage, frozen=True):
     """Where tasks ran -> where they were submitted: ends, with the results that are small; larger ones follow."""
 
@@ -240,6 +315,14 @@ KINDS: Final[dict[int, type[PeerMessage]]] = {
     34: GiveBack,
     35: CallActorAway,
     36: KillActorAway,
+    37: HostActor,
+    38: ActorUp,
+    39: ActorGone,
+    40: EndActorAway,
+    41: AdoptActor,
+    42: Adopted,
+    43: AskActor,
+    44: ActorIs,
 }
 _FIRST_NUMBERED: Final = 20
 

@@ -59,6 +59,11 @@ class Performer:
             a.SealReply: self.seal_reply,
             a.GrantLease: self.grant_lease,
             a.RevokeLease: self.revoke_lease,
+            a.HostActor: self.host_actor,
+            a.CallAt: self.call_at,
+            a.KillAt: self.kill_at,
+            a.EndActorAt: self.end_actor_at,
+            a.NameFreed: self.name_freed,
             a.BeginActor: self.begin_actor,
             a.ActorAlive: self.actor_alive,
             a.ActorDown: self.actor_down,
@@ -262,6 +267,17 @@ class Performer:
             refs.append(self.store.expect(_store.with_index(actor, len(refs) + 1), 0, None, None, ""))
         return refs[incarnation]
 
+    def skip_incarnations(self, actor: bytes, first: int) -> None:
+        """An actor has had incarnations on other nodes: `first` is the first here. Whoever looks for an earlier one goes on to it."""
+        self.expect_address(actor, first)
+        for incarnation in range(first):
+            self._force(
+                self.expect_address(actor, incarnation),
+                self.failure("ActorUnavailableError", {}),
+                _store.KIND_ERROR_FLAG,
+                0,
+            )
+
     def hold_for(self, spec: ActorSpec) -> None:
         """Keep the arguments of a constructor for as long as the actor may be started again, and a detached actor without
         any handle."""
@@ -303,7 +319,14 @@ class Performer:
     def actor_alive(self, action: a.ActorAlive) -> None:
         worker = self.broker.workers[action.worker]
         ref = self.expect_address(action.actor, action.incarnation)
-        self.broker.records.actor_alive(action.actor, action.incarnation, action.worker, worker.pid)
+        remote = self.broker.remote_actors
+        if remote is not None:
+            remote.alive(action.actor, action.incarnation, worker.pid)
+            if action.actor in remote.behind_broker:
+                return
+        self.broker.records.actor_alive(
+            action.actor, action.incarnation, action.worker, worker.pid, bytes.fromhex(self.broker.config.node)
+        )
         address = wire.ActorAddress(action.worker, worker.process, action.incarnation)
         self._force(ref, _encode(address), KIND_REPLY, 0)
 
@@ -315,6 +338,9 @@ class Performer:
             self._force(current, self.failure("ActorUnavailableError", {}), _store.KIND_ERROR_FLAG, 0)
             return
         data = self.failure(action.kind, action.fields)
+        if self.broker.remote_actors is not None:
+            cause = str(action.fields.get("cause", ""))
+            self.broker.remote_actors.dead(action.actor, action.kind, cause, data)
         for incarnation in (action.incarnation, action.incarnation + 1):
             self._force(self.expect_address(action.actor, incarnation), data, _store.KIND_ERROR_FLAG, 0)
         self.detached.pop(action.actor, None)
@@ -345,6 +371,28 @@ class Performer:
 
     def end_actor(self, action: a.EndActor) -> None:
         self._send(action.worker, wire.ExitWhenIdle(action.reason))
+
+    # -- actors on other nodes ----------------------------------------------------------------------------------------
+
+    def host_actor(self, action: a.HostActor) -> None:
+        if self.broker.remote_actors is not None:
+            self.broker.remote_actors.host_at(action)
+
+    def call_at(self, action: a.CallAt) -> None:
+        if self.broker.remote is not None:
+            self.broker.remote.call_at(action.node, action.job, action.actor, action.calls)
+
+    def kill_at(self, action: a.KillAt) -> None:
+        if self.broker.remote_actors is not None:
+            self.broker.remote_actors.kill_at(action)
+
+    def end_actor_at(self, action: a.EndActorAt) -> None:
+        if self.broker.remote_actors is not None:
+            self.broker.remote_actors.end_at(action)
+
+    def name_freed(self, action: a.NameFreed) -> None:
+        if self.broker.remote_actors is not None:
+            self.broker.remote_actors.name_freed(action.namespace, action.name)
 
     # -- the rest -----------------------------------------------------------------------------------------------------
 

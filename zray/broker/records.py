@@ -102,9 +102,9 @@ class Records:
         )
         self.gcs.put_row(row)
 
-    def actor_alive(self, actor: bytes, incarnation: int, worker: int, pid: int) -> None:
-        """An incarnation was constructed."""
-        self._change(actor, state=ActorState.ALIVE, incarnation=incarnation, worker=worker, pid=pid)
+    def actor_alive(self, actor: bytes, incarnation: int, worker: int, pid: int, node: bytes) -> None:
+        """An incarnation was constructed, on a node."""
+        self._change(actor, state=ActorState.ALIVE, incarnation=incarnation, worker=worker, pid=pid, node=node)
 
     def actor_down(self, actor: bytes, restarting: bool, reason: str) -> None:
         """An incarnation is over."""

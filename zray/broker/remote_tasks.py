@@ -1,19 +1,19 @@
 """Tasks and calls that go to other nodes, and those that came from there.
 
 Covers sending what the scheduler gives to a slot of another node and calls to actors that live elsewhere, running what other nodes sent
-(*guests*), and reporting ends. Does not cover
-which task goes where (the scheduler), objects (`object_exchange`), or who is alive (`cluster`).
+(*guests*), and reporting ends. Does not cover which task goes where (the scheduler), the actors themselves (`remote_actors`), objects
+(`object_exchange`), or who is alive (`cluster`).
 
 A guest is an ordinary task of this node's scheduler, of a job of its own (number with `GUEST_BIT`): its results are pending objects here, its
 retries are used here, and when it has ended, however it did, the node that sent it gets the results and this one forgets them.
 
-A call to an actor that is not here goes to the node that lent the handle, which runs it or sends it on in the same way. All calls of a node to an
-actor take one way and keep their order; so the actor is given them without numbers.
+A call to an actor that is not here goes to the node that lent the handle, which runs it or sends it on in the same way: the actor's owner, at the
+latest, knows where it lives. All calls of a node to an actor take one way and keep their order; so the actor is given them without numbers.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import msgspec
 
@@ -24,6 +24,8 @@ from zray.broker import peer_messages as pm
 from zray.ids import return_id
 
 if TYPE_CHECKING:
+    from collections.abc import Container
+
     from zray.broker.cluster import Cluster
     from zray.broker.object_exchange import ObjectExchange
     from zray.broker.server import Broker
@@ -33,6 +35,9 @@ if TYPE_CHECKING:
 GUEST_BIT: Final = 1 << 31
 FROM_AFAR: Final = 0
 """Stands for the calling process where calls come from another node."""
+
+Wrapped: TypeAlias = "pm.RunTasks | pm.CallActorAway | pm.HostActor | pm.AdoptActor"
+"""Messages with which shapes and objects travel."""
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -49,6 +54,17 @@ class _Guest:
         self.results = results
 
 
+class _Away:
+    """A call that was sent to an actor on another node."""
+
+    __slots__ = ("actor", "call", "num_returns")
+
+    def __init__(self, actor: bytes, call: TaskSpec, num_returns: int) -> None:
+        self.actor = actor
+        self.call = call
+        self.num_returns = num_returns
+
+
 class RemoteTasks:
     """One broker's dealings in tasks with other nodes."""
 
@@ -62,8 +78,8 @@ class RemoteTasks:
         """Node of the driver of each job that has had guests here."""
         self._functions: dict[int, dict[bytes, ObjectRef]] = {}
         """Code of each such job."""
-        self._away: dict[bytes, dict[bytes, int]] = {}
-        """Calls to actors that were sent to each node and have not ended: how many results each has."""
+        self._away: dict[bytes, dict[bytes, _Away]] = {}
+        """Calls to actors that were sent to each node and have not ended, in order."""
         self._told: dict[bytes, set[bytes]] = {}
         """Shapes that each node was told of."""
 
@@ -77,15 +93,16 @@ class RemoteTasks:
     def run_at(self, action: a.RunAt) -> None:
         """Send tasks to another node."""
         job = self._broker.job_specs[action.job]
-        shapes, lent = self._wrap(action.node, action.tasks)
+        shapes, lent = self.wrap(action.node, action.tasks)
         self._cluster.send(
-            action.node, pm.RunTasks(job, self._home_of(job.number), action.slot, shapes, action.tasks, lent)
+            action.node, pm.RunTasks(job, self.home_of(job.number), action.slot, shapes, action.tasks, lent)
         )
 
-    def _home_of(self, job: int) -> bytes:
+    def home_of(self, job: int) -> bytes:
+        """The node of a job's driver."""
         return self._homes.get(job, self._cluster.own)
 
-    def _wrap(self, node: bytes, tasks: list[TaskSpec]) -> tuple[list[CallShape], list[bytes]]:
+    def wrap(self, node: bytes, tasks: list[TaskSpec]) -> tuple[list[CallShape], list[bytes]]:
         """What must travel with tasks: shapes that the node was not told of, and objects, which are lent to it."""
         told = self._told.setdefault(node, set())
         shapes: list[CallShape] = []
@@ -107,13 +124,34 @@ class RemoteTasks:
         node = self._exchange.lending.borrowed.get(actor)
         if node is None or job not in self._broker.job_specs:
             return False
-        shapes, lent = self._wrap(node, calls)
+        self.call_at(node, job, actor, calls)
+        return True
+
+    def call_at(self, node: bytes, job: int, actor: bytes, calls: list[TaskSpec]) -> None:
+        """Send calls of a job to an actor on a node, or on their way to it."""
+        shapes, lent = self.wrap(node, calls)
+        self.note_away(node, actor, calls)
+        spec = self._broker.job_specs[job]
+        self._cluster.send(node, pm.CallActorAway(spec, self.home_of(spec.number), actor, shapes, calls, lent))
+
+    def note_away(self, node: bytes, actor: bytes, calls: list[TaskSpec]) -> None:
+        """These calls are about to be sent to a node."""
         under_way = self._away.setdefault(node, {})
         for call in calls:
-            under_way[call.id] = self._broker.shapes[call.shape].num_returns
-        spec = self._broker.job_specs[job]
-        self._cluster.send(node, pm.CallActorAway(spec, self._home_of(job), actor, shapes, calls, lent))
-        return True
+            under_way[call.id] = _Away(actor, call, self._broker.shapes[call.shape].num_returns)
+
+    def keeps(self, call: bytes) -> bool:
+        """Whether a call is under way to another node: its end will be told."""
+        return any(call in calls for calls in self._away.values())
+
+    def take_away_calls(self, node: bytes, actors: Container[bytes]) -> dict[bytes, list[TaskSpec]]:
+        """A node is dead: take out the calls to these actors that were sent there and have not ended, by actor, in order."""
+        found: dict[bytes, list[TaskSpec]] = {}
+        calls = self._away.get(node, {})
+        for away in [away for away in calls.values() if away.actor in actors]:
+            found.setdefault(away.actor, []).append(away.call)
+            del calls[away.call.id]
+        return found
 
     def kill_away(self, actor: bytes, no_restart: bool) -> bool:
         """Have an actor on another node killed; False when it is not on another node."""
@@ -139,8 +177,7 @@ class RemoteTasks:
         broker = self._broker
         job = message.job.number
         guest_job = GUEST_BIT | job
-        lent = self._unwrap(node, message)
-        functions = self._functions.setdefault(job, {})
+        lent = self.unwrap(node, message)
         missing = []
         for spec in message.tasks:
             shape = broker.shapes[spec.shape]
@@ -148,15 +185,19 @@ class RemoteTasks:
             results = [self._expect(spec, 0, held)]
             results += [self._expect(spec, index, []) for index in range(1, shape.num_returns)]
             self._guests[spec.id] = _Guest(node, message.slot, guest_job, results)
-            if shape.function in lent:
-                functions[shape.function] = lent[shape.function]
+            self.keep_function(job, shape.function, lent)
             missing.append(broker._missing((shape.function, *spec.deps)))
         broker.records.tasks_submitted(job, message.tasks)
         lacking = missing if any(missing) else None
         broker.tell(e.TasksSubmitted(guest_job, 0, b"", message.tasks, lacking))
         self.look_at([spec.id for spec in message.tasks])  # what cannot run has ended already
 
-    def _unwrap(self, node: bytes, message: pm.RunTasks | pm.CallActorAway) -> dict[bytes, ObjectRef]:
+    def keep_function(self, job: int, function: bytes, lent: dict[bytes, ObjectRef]) -> None:
+        """Keep code for as long as its job lasts."""
+        if function in lent:
+            self._functions.setdefault(job, {})[function] = lent[function]
+
+    def unwrap(self, node: bytes, message: Wrapped) -> dict[bytes, ObjectRef]:
         """Take in what travels with tasks; return the objects that were lent."""
         broker = self._broker
         self._admit(message)
@@ -170,16 +211,7 @@ class RemoteTasks:
     def call(self, node: bytes, message: pm.CallActorAway) -> None:
         """Take in calls of another node to an actor that lives here, or further on."""
         broker = self._broker
-        lent = self._unwrap(node, message)
-        life = self._store.reference(message.actor)
-        for call in message.calls:
-            call.sequence = 0
-            held = [lent[name] for name in (*call.deps, *call.borrowed) if name in lent]
-            if life is not None:
-                held.append(life)
-            results = [self._expect(call, 0, held, _encode(call))]
-            results += [self._expect(call, index, []) for index in range(1, broker.shapes[call.shape].num_returns)]
-            self._guests[call.id] = _Guest(node, 0, GUEST_BIT | message.job.number, results)
+        self.expect_calls(node, message.job.number, message.actor, message.calls, self.unwrap(node, message))
         if not self.call_away(message.job.number, message.actor, message.calls):
             actor = broker.scheduler.node.actors.actors.get(message.actor)
             incarnation = 0 if actor is None else actor.incarnation
@@ -188,14 +220,30 @@ class RemoteTasks:
             )
         self.look_at([call.id for call in message.calls])
 
-    def _admit(self, message: pm.RunTasks | pm.CallActorAway) -> None:
+    def expect_calls(
+        self, node: bytes, job: int, actor: bytes, calls: list[TaskSpec], lent: dict[bytes, ObjectRef]
+    ) -> None:
+        """Make the pending results of calls that another node has sent."""
+        life = self._store.reference(actor)
+        for call in calls:
+            call.sequence = 0
+            held = [lent[name] for name in (*call.deps, *call.borrowed) if name in lent]
+            if life is not None:
+                held.append(life)
+            results = [self._expect(call, 0, held, _encode(call))]
+            results += [
+                self._expect(call, index, []) for index in range(1, self._broker.shapes[call.shape].num_returns)
+            ]
+            self._guests[call.id] = _Guest(node, 0, GUEST_BIT | job, results)
+
+    def _admit(self, message: Wrapped) -> None:
         """Let the job of guests be known: as a job of guests, and for what they submit themselves."""
         broker = self._broker
         job = message.job.number
         guest_job = GUEST_BIT | job
-        if guest_job in broker.job_specs:
+        if guest_job in broker.scheduler.node.jobs.jobs:
             return
-        if job not in broker.job_specs:
+        if job not in broker.scheduler.node.jobs.jobs:
             self._homes[job] = message.home
             broker.job_specs[job] = message.job
             broker.tell(e.JobStarted(message.job, 0))
@@ -297,9 +345,9 @@ class RemoteTasks:
         self._told.pop(node, None)
         for job in [job for job, home in self._homes.items() if home == node]:
             self.job_over(job, f"the node of its driver is dead: {reason}")
-        for task, num_returns in self._away.pop(node, {}).items():
+        for task, away in self._away.pop(node, {}).items():
             fields: dict[str, object] = {"message": f"The actor's node is dead: {reason}"}
-            self._broker.performer.seal_error(a.SealError(task, num_returns, "ActorDiedError", fields))
+            self._broker.performer.seal_error(a.SealError(task, away.num_returns, "ActorDiedError", fields))
         orphans = [task for task, guest in self._guests.items() if guest.node == node]
         for task in orphans:
             del self._guests[task]

@@ -112,7 +112,10 @@ class Scheduler:
             events.ActorUnreferenced: actors.unreferenced,
             events.ActorLeft: actors.left,
             events.ActorKill: actors.kill,
+            events.ActorNameTaken: actors.name_taken,
             events.ActorLookup: actors.lookup,
+            events.ActorHosted: actors.hosted,
+            events.ActorGoneAway: self._actor_gone_away,
             events.TaskCancel: Canceller(self.node, tasks).cancel,
             events.PeerSeen: self._peer_seen,
             events.PeerGone: self._peer_gone,
@@ -206,7 +209,7 @@ class Scheduler:
         for worker in list(node.pool.workers.values()):
             if worker.job is not job:
                 continue
-            if worker.peer is not None:
+            if worker.peer is not None and worker.actor is None:
                 worker.handed.clear()
                 worker.ghosts = 0
                 node.retire(worker)
@@ -384,11 +387,21 @@ class Scheduler:
         node.look_around()
         fields = {"node_id": event.node.hex(), "message": f"The node that ran it is dead: {event.reason}"}
         for slot in [slot for slot in node.pool.slots() if slot.peer is peer]:
+            if slot.actor is not None:
+                self._actors.node_lost(slot.actor, event)
+                self._bury(slot, now)
+                continue
             sent = [spec.id for spec in slot.handed]
             node.leave_queue(slot)
             self._tasks.recover_handed(slot, sent, "NodeDiedError", fields)
             node.vacate(slot)
             node.pool.move(slot, DEAD)
+
+    def _actor_gone_away(self, event: events.ActorGoneAway, now: float) -> None:
+        slot = self.node.pool.workers.get(event.slot)
+        if slot is not None and slot.actor is not None and slot.actor.id == event.actor:
+            self._actors.gone_away(slot.actor, event)
+            self._bury(slot, now)
 
     # -- time ----------------------------------------------------------------------------------------------------------
 

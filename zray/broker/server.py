@@ -39,6 +39,7 @@ from zray.broker.processes import (
     remove_logs,
 )
 from zray.broker.records import Records
+from zray.broker.remote_actors import RemoteActors
 from zray.broker.remote_tasks import RemoteTasks
 from zray.broker.scheduler import Scheduler, SchedulerConfig
 from zray.broker.unsent import MadeResult, UnsentCalls, sort_out
@@ -133,6 +134,7 @@ class Broker:
         self.cluster: Cluster | None = None
         self.exchange: ObjectExchange | None = None
         self.remote: RemoteTasks | None = None
+        self.remote_actors: RemoteActors | None = None
         if config.cluster is not None:
             self.cluster = Cluster(
                 config, config.cluster, self.context, self.poller, self.records.gcs, self._own_load, self._end_because
@@ -161,7 +163,7 @@ class Broker:
             wire.ActorExit: lambda m: self.tell(e.ActorLeft(m.worker, m.actor)),
             wire.CancelTask: self._cancel,
             wire.KillActor: self._kill_actor,
-            wire.LookupActor: lambda m: self.tell(e.ActorLookup(m.name, m.namespace, m.reply)),
+            wire.LookupActor: self._lookup_actor,
             wire.GcsRequest: self._gcs_request,
             wire.Query: self._query,
         }
@@ -326,6 +328,19 @@ class Broker:
             self.objects_there(done)
 
     def _create_actor(self, message: wire.CreateActor) -> None:
+        if self.remote_actors is None:
+            self.admit_actor(message)
+        else:
+            self.remote_actors.create(message)
+
+    def _lookup_actor(self, message: wire.LookupActor) -> None:
+        if self.remote_actors is None:
+            self.tell(e.ActorLookup(message.name, message.namespace, message.reply))
+        else:
+            self.remote_actors.lookup(message)
+
+    def admit_actor(self, message: wire.CreateActor) -> None:
+        """Make an actor, whose name is its own by now."""
         actor = message.spec.creation.id
         self.performer.expect_address(actor, 0)
         self.records.actor_requested(message.spec)
@@ -341,6 +356,9 @@ class Broker:
         if self.remote is not None and self._is_elsewhere(message.actor):
             self.remote.call_away(message.job, message.actor, message.calls)
             return
+        if self.remote_actors is not None and message.actor in self.remote_actors.behind_broker:
+            for call in message.calls:
+                call.sequence = 0
         self.queue_calls(
             e.ActorCallsQueued(message.process, message.job, message.actor, message.incarnation, message.calls)
         )
@@ -421,6 +439,11 @@ class Broker:
             self.cluster.request(message.body, lambda answer: self.reply(message.reply, answer))
 
     def _query(self, message: wire.Query) -> None:
+        if message.what == "named_actors" and self.remote_actors is not None:
+            self.remote_actors.list_names(
+                message.argument, lambda names: self.reply(message.reply, msgspec.msgpack.encode(names))
+            )
+            return
         self.reply(message.reply, status.answer(self, message.what, message.argument))
 
     # -- processes ----------------------------------------------------------------------------------------------------
@@ -543,7 +566,7 @@ class Broker:
                 self.performer.seal_entries(a.SealEntries(verdict.lost, "OwnerDiedError", {"message": _NEVER_SENT}))
 
     def _knows(self, key: bytes) -> bool:
-        return self.scheduler.keeps(key) or any(
+        return (self.scheduler.keeps(key) or (self.remote is not None and self.remote.keeps(key))) or any(
             spec.id == key
             for kept in self._early.values()
             for _, event in kept
@@ -570,6 +593,8 @@ class Broker:
         while (name := self.store.next_zombie()) is not None:
             if self.exchange is None or not self.exchange.unreferenced(name):
                 self._actor_event(name, e.ActorUnreferenced(name))
+            elif self.remote_actors is not None:
+                self.remote_actors.unreferenced(name)
         if self.watched:
             self.look_again(list(self.watched))
         if self.performer.interrupts:
@@ -580,6 +605,8 @@ class Broker:
         busy = frozenset(w.number for w in self.workers.values() if w.process and self.store.expected(w.process))
         self.tell(e.Tick(busy))
         self.records.gcs.tick(now)
+        if self.remote_actors is not None:
+            self.remote_actors.tick(now)
         self._touch_ahead()
         if now >= self._next_sweep:
             self._next_sweep = now + _SWEEP_S
@@ -603,6 +630,7 @@ class Broker:
         """Take part in what nodes do for one another."""
         exchange = self.exchange = ObjectExchange(self, cluster)
         remote = self.remote = RemoteTasks(self, cluster, exchange)
+        self.remote_actors = RemoteActors(self, cluster, exchange, remote)
         cluster.on_peer = self._peer_changed
         cluster.serve_also(pm.RunTasks, remote.run)
         cluster.serve_also(pm.TasksEnded, self._ended_elsewhere)
@@ -626,10 +654,12 @@ class Broker:
         if state != State.DEAD:
             self.tell(e.PeerSeen(node, info.resources, load.available, state == State.SILENT))
             return
-        self.tell(e.PeerGone(node, reason))
-        if self.exchange is not None and self.remote is not None:
-            self.remote.node_gone(node, reason)
-            self.exchange.node_gone(node, reason)
+        if self.exchange is None or self.remote is None or self.remote_actors is None:
+            return
+        self.tell(e.PeerGone(node, reason, self.remote.take_away_calls(node, self.scheduler.node.actors.actors)))
+        self.remote.node_gone(node, reason)
+        self.remote_actors.node_gone(node)
+        self.exchange.node_gone(node, reason)
 
     def _own_load(self) -> NodeLoad:
         figures = self.scheduler.statistics()

@@ -139,8 +139,8 @@ class Worker:
         """Last time its lease carried a call."""
         self.actor: ActorRecord | None = None
         self.peer: Peer | None = None
-        """The node that it is a slot of (see `peers`): always BUSY, and gone when it has nothing left. None: a process
-        of this node."""
+        """The node that it is a slot of (see `peers`): BUSY with tasks and gone when it has none left, or ACTOR for as long as
+        one lives there. None: a process of this node."""
         self.doom = ""
         """Why it is being ended: a name of errors.DeathCause."""
         self.deadline: float = 0.0
@@ -240,20 +240,24 @@ class WorkerPool:
             self.starting_for[key] = self.starting_for.get(key, 0) + 1
         return worker
 
-    def enter_slot(self, job: Job, demand: Demand, peer: Peer) -> Worker:
-        """Enter a slot of another node, which is about to be handed tasks."""
+    def enter_slot(self, job: Job, demand: Demand, peer: Peer, actor: ActorRecord | None = None) -> Worker:
+        """Enter a slot of another node, which is about to be handed tasks, or to be where an actor lives."""
         worker = Worker(self.next_number, job, (demand.threads, _ELSEWHERE))
         self.next_number += 1
         worker.peer = peer
-        worker.state = BUSY
         worker.fresh = False
+        worker.actor = actor
         self.workers[worker.number] = worker
-        self.busy[worker.number] = worker
+        if actor is None:
+            worker.state = BUSY
+            self.busy[worker.number] = worker
+        else:
+            worker.state = ACTOR
         return worker
 
     def slots(self) -> Iterator[Worker]:
         """Those that are slots of other nodes."""
-        return (worker for worker in self.busy.values() if worker.peer is not None)
+        return (worker for worker in self.workers.values() if worker.peer is not None)
 
     def start_failed(self, now: float) -> None:
         """A start failed: wait before the next, longer each time."""
@@ -357,7 +361,9 @@ class WorkerPool:
                 assert not worker.blocked, f"{worker} waits but does nothing"
             assert (worker.state == BUSY) <= bool(worker.handed), f"{worker} is busy with nothing"
             assert bool(worker.lessee) == (worker.state == LEASED), f"{worker} and its lease disagree"
-            assert worker.peer is None or worker.state == BUSY, f"{worker} is a slot in another state"
+            assert worker.peer is None or worker.state in ((BUSY,) if worker.actor is None else (ACTOR, DYING)), (
+                f"{worker} is a slot in another state"
+            )
             assert (worker.actor is not None) or worker.state != ACTOR, f"{worker} is an actor without one"
             idle += worker.state == IDLE
             starting += worker.state == STARTING

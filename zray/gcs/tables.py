@@ -138,6 +138,8 @@ class ActorNameRow(GcsRow, frozen=True, array_like=True):
     namespace: str
     name: str
     actor: bytes
+    node: bytes = b""
+    """The actor's owner: the node that was asked for it."""
 
 
 class ObjectRow(GcsRow, frozen=True, array_like=True):
