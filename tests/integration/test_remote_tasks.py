@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 import zray
-from tests.helpers import Gate, Tally, query, wait_for
+from tests.helpers import Gate, Program, Tally, query, wait_for
 from zray import exceptions
 from zray.cluster_utils import Cluster
 
@@ -288,3 +289,44 @@ def test_the_books_of_both_nodes_hold_after_much_work(cluster: Cluster) -> None:
     zray.shutdown()
     zray.init(address=cluster.worker_nodes[0].address)
     assert not query("check")
+
+
+def test_output_of_other_nodes_comes_before_get_returns(program: Callable[..., Program]) -> None:
+    running = program(
+        """
+from zray.cluster_utils import Cluster
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+cluster.add_node(num_cpus=1, resources={"there": 4})
+cluster.connect()
+@zray.remote(resources={"there": 1}, num_cpus=0)
+def speak(i):
+    print(f"hello {i}")
+    print(f"worry {i}", file=sys.stderr)
+    return zray.get(deeper.remote(i)) if i % 5 == 0 else 0
+@zray.remote(num_cpus=0)
+def deeper(i):
+    print(f"deeper {i}")
+@zray.remote(resources={"there": 1}, num_cpus=0)
+class Speaker:
+    def speak(self, i):
+        print(f"actor {i}")
+for i in range(10):
+    zray.get(speak.remote(i))
+    print("after", i)
+speaker = Speaker.remote()
+for i in range(10):
+    zray.get(speaker.speak.remote(i))
+    print("after actor", i)
+zray.shutdown()
+cluster.shutdown()
+"""
+    )
+    lines = running.succeed(timeout=120).splitlines()
+    for i in range(10):
+        before = lines[: lines.index(f"after {i}")]
+        assert re.fullmatch(
+            r"\(speak pid=\d+, ip=127\.0\.0\.1\) hello .*", next(x for x in before if x.endswith(f"hello {i}"))
+        )
+        assert i % 5 or any(x.endswith(f"deeper {i}") for x in before)
+        assert any(x.endswith(f"actor {i}") for x in lines[: lines.index(f"after actor {i}")])
+    assert len(re.findall(r"\(speak pid=\d+, ip=127\.0\.0\.1\) worry", running.err)) == 10

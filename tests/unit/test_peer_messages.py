@@ -39,6 +39,7 @@ EXAMPLES: list[pm.PeerMessage] = [
     pm.ActorUp(NODE, 7, 2, 4711),
     pm.ActorGone(NODE, 7, "ActorDiedError", "SIGKILL", b"failure"),
     pm.EndActorAway(NODE),
+    pm.Output(7, "3.out", b"\x1ef\x1f12\nhello\n"),
     pm.AdoptActor(3, JOB, NODE, [], ACTOR, [NODE]),
     pm.Adopted(3, NODE, NODE),
     pm.AskActor(4, NODE),

@@ -186,6 +186,15 @@ class HostActor(PeerMessage, frozen=True):
     lent: list[bytes]
 
 
+class Output(PeerMessage, frozen=True):
+    """Where a worker runs -> node of its job's driver: what it has written."""
+
+    job: int
+    name: str
+    """Of the stream: number of the worker, full stop, "out" or "err"."""
+    text: bytes
+
+
 class ActorUp(PeerMessage, frozen=True):
     """Where an actor lives -> its owner: this incarnation has been constructed."""
 
@@ -323,6 +332,7 @@ KINDS: Final[dict[int, type[PeerMessage]]] = {
     42: Adopted,
     43: AskActor,
     44: ActorIs,
+    45: Output,
 }
 _FIRST_NUMBERED: Final = 20
 

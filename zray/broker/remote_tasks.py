@@ -98,6 +98,11 @@ class RemoteTasks:
             action.node, pm.RunTasks(job, self.home_of(job.number), action.slot, shapes, action.tasks, lent)
         )
 
+    @staticmethod
+    def driver_job(job: int) -> int:
+        """The job of the driver for which a job of guests works; any other is one itself."""
+        return job & ~GUEST_BIT
+
     def home_of(self, job: int) -> bytes:
         """The node of a job's driver."""
         return self._homes.get(job, self._cluster.own)
@@ -269,6 +274,8 @@ class RemoteTasks:
             if guest is not None and not keeps(task) and all(self._store.done(ref) for ref in guest.results):
                 status = statuses[index] if statuses else wire.DONE_ERROR
                 ended.setdefault(guest.node, []).append((task, status, micros[index] if micros else 0))
+        if ended and self._broker.output is not None:
+            self._broker.output.send_new()
         for node, ends in ended.items():
             self._report(node, ends)
 

@@ -26,6 +26,7 @@ from zray.broker import status
 from zray.broker.cluster import Cluster
 from zray.broker.membership import NEVER, NodeInfo, NodeLoad, State
 from zray.broker.object_exchange import ObjectExchange
+from zray.broker.output import RemoteOutput
 from zray.broker.performer import Performer
 from zray.broker.processes import (
     Exited,
@@ -135,6 +136,7 @@ class Broker:
         self.exchange: ObjectExchange | None = None
         self.remote: RemoteTasks | None = None
         self.remote_actors: RemoteActors | None = None
+        self.output: RemoteOutput | None = None
         if config.cluster is not None:
             self.cluster = Cluster(
                 config, config.cluster, self.context, self.poller, self.records.gcs, self._own_load, self._end_because
@@ -260,6 +262,8 @@ class Broker:
         self.tell(e.JobEnded(number, reason))
         if self.cluster is not None:
             self.cluster.tell_all_others(pm.JobOver(number, reason))
+        if self.output is not None:
+            self.output.job_over(number)
         self.records.job_ended(job.spec, reason)
         self.poller.remove(job.pidfd)
         os.close(job.pidfd)
@@ -513,6 +517,8 @@ class Broker:
         self.deaths[number] = death_of(worker, report, oom, self.config.node[:8])
         if len(self.deaths) > _DEATHS_KEPT:
             del self.deaths[next(iter(self.deaths))]
+        if self.output is not None:
+            self.output.ended(worker)
         self._ended_logs.append(worker.log_file)
         if len(self._ended_logs) > _LOGS_KEPT:
             remove_logs(self._ended_logs.popleft())
@@ -607,6 +613,8 @@ class Broker:
         self.records.gcs.tick(now)
         if self.remote_actors is not None:
             self.remote_actors.tick(now)
+        if self.output is not None:
+            self.output.send_all()
         self._touch_ahead()
         if now >= self._next_sweep:
             self._next_sweep = now + _SWEEP_S
@@ -631,6 +639,7 @@ class Broker:
         exchange = self.exchange = ObjectExchange(self, cluster)
         remote = self.remote = RemoteTasks(self, cluster, exchange)
         self.remote_actors = RemoteActors(self, cluster, exchange, remote)
+        self.output = RemoteOutput(self, cluster, remote)
         cluster.on_peer = self._peer_changed
         cluster.serve_also(pm.RunTasks, remote.run)
         cluster.serve_also(pm.TasksEnded, self._ended_elsewhere)
@@ -688,6 +697,8 @@ class Broker:
         if (job, key) in self._warned:
             return
         self._warned.add((job, key))
+        if job and self.output is not None and self.output.say(job, text):
+            return
         for number in [job] if job else list(self.jobs):
             path = os.path.join(self.config.directory, "logs", f"w0.{number}.err")
             with open(path, "a") as file:
