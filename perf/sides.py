@@ -33,6 +33,7 @@ from typing import IO, Any
 
 from . import timing
 from .floors import FLOORS
+from .remote_rows import FLOOR, REMOTE_ROWS
 from .rows import ROWS, Row
 
 CPUS = 2
@@ -164,6 +165,37 @@ def _start_ray() -> Iterator[Any]:
 
 
 @contextlib.contextmanager
+def _start_cluster(api: Any, cluster_class: Any, **head: Any) -> Iterator[Any]:
+    """Two nodes; the driver is on the first, and the second has what rows of `remote_rows` ask for."""
+    cluster = cluster_class(initialize_head=True, head_node_args={"num_cpus": 1, **head})
+    try:
+        cluster.add_node(num_cpus=1, resources={"there": 1000})
+        options = {} if api.__name__ == "zray" else {"log_to_driver": False, "logging_level": logging.ERROR}
+        api.init(address=cluster.address, **options)
+        cluster.wait_for_nodes()
+        try:
+            yield api
+        finally:
+            api.shutdown()
+    finally:
+        cluster.shutdown()
+
+
+@contextlib.contextmanager
+def _start_zray_cluster() -> Iterator[Any]:
+    with _start_cluster(import_module("zray"), import_module("zray.cluster_utils").Cluster) as api:
+        yield api
+
+
+@contextlib.contextmanager
+def _start_ray_cluster() -> Iterator[Any]:
+    ray_options()  # its environment
+    ray = import_module("ray")
+    with _start_cluster(ray, import_module("ray.cluster_utils").Cluster, include_dashboard=False) as api:
+        yield api
+
+
+@contextlib.contextmanager
 def _start_pool() -> Iterator[Any]:
     import multiprocessing
 
@@ -208,6 +240,8 @@ def _start_floors() -> Iterator[Any]:
 STARTS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "zray": _start_zray,
     "ray": _start_ray,
+    "zray cluster": _start_zray_cluster,
+    "ray cluster": _start_ray_cluster,
     "distributed": _start_distributed,
     "multiprocessing.Pool": _start_pool,
     "ProcessPoolExecutor": _start_executor,
@@ -228,6 +262,8 @@ def can_run(name: str, row: Row) -> bool:
 
 # ---- the process that serves
 
+_SERVED: dict[str, Row] = {**ROWS, **FLOORS, **REMOTE_ROWS, FLOOR.name: FLOOR}
+
 
 class Served:
     """What a side has open: rows by name, each with its function and the way to close it."""
@@ -240,7 +276,7 @@ class Served:
         """Do one order and return its answer. Any exception of the row passes through."""
         name = order.get("row", "")
         if order["do"] == "open":
-            row = ROWS[name] if name in ROWS else FLOORS[name]
+            row = _SERVED[name]
             stack = contextlib.ExitStack()
             call = stack.enter_context(row.open(self._api))
             self._open[name] = (row, call, stack)
