@@ -1,7 +1,7 @@
 """Rows between two nodes: what a driver pays for work on the other node, and the raw cost of the same hops.
 
 Covers the workloads and the floor. Does not cover how the sides' clusters are started (`sides.py`), nor who is compared and what is asked
-(`cluster.py`). Both sides have two nodes on this machine; the second has a resource `there` that the first, where the driver is, has not.
+(`cluster.py`). Both sides have two nodes on this machine; the first, where the driver is, has no CPUs, the second two, and a resource `there`.
 
 The floor of a task is six hops of 128 bytes through four processes that do nothing else, over the same kinds of sockets: driver to broker (ipc),
 broker to broker (TCP with CURVE), broker to worker (ipc), worker to broker (ipc), broker to broker (TCP with CURVE), and a pipe to wake the driver.
@@ -20,8 +20,8 @@ from typing import Any
 from .remotely import Server, small_value
 from .rows import BATCH, Api, Call, Row
 
-THERE = {"there": 0.001}
-"""What tasks and actors ask for, so that they run on the second node."""
+THERE = {"there": 1}
+"""What actors ask for, so that they live on the second node."""
 
 FETCHED = 100_000_000
 """Bytes of the array that is fetched from the other node."""
@@ -31,7 +31,7 @@ SPEC_BYTES = 128
 
 
 def _task(api: Api) -> Any:
-    run = api.remote(num_cpus=0, resources=THERE)(small_value)
+    run = api.remote(small_value)
     api.get([run.remote() for _ in range(10)])
     return run
 
@@ -92,7 +92,7 @@ def fetch(api: Api) -> Iterator[Call]:
 
         return numpy.ones(FETCHED // 8)
 
-    make_there = api.remote(num_cpus=0, resources=THERE)(make)
+    make_there = api.remote(make)
 
     def call() -> None:
         found = api.get(make_there.remote())

@@ -167,9 +167,9 @@ def _start_ray() -> Iterator[Any]:
 @contextlib.contextmanager
 def _start_cluster(api: Any, cluster_class: Any, **head: Any) -> Iterator[Any]:
     """Two nodes; the driver is on the first, and the second has what rows of `remote_rows` ask for."""
-    cluster = cluster_class(initialize_head=True, head_node_args={"num_cpus": 1, **head})
+    cluster = cluster_class(initialize_head=True, head_node_args={"num_cpus": 0, **head})
     try:
-        cluster.add_node(num_cpus=1, resources={"there": 1000})
+        cluster.add_node(num_cpus=CPUS, resources={"there": 1000})
         options = {} if api.__name__ == "zray" else {"log_to_driver": False, "logging_level": logging.ERROR}
         api.init(address=cluster.address, **options)
         cluster.wait_for_nodes()

@@ -117,6 +117,7 @@ class PeerSockets:
         self._zmq = context.zmq
         self._own = own
         self._key = key
+        self._members_key = z85.decode(key.public)
         self._poller = poller
         self._listener: zmq.Socket[bytes] | None = None
         self._judge: zmq.Socket[bytes] | None = None
@@ -226,13 +227,15 @@ class PeerSockets:
         return True
 
     def receive(self, most: int = 256) -> list[PeerEvent]:
-        """Return what has come, at most about `most` events a connection, without waiting."""
+        """Return what has come on the sockets that the poller found ready, at most about `most` events a connection, without waiting."""
         events: list[PeerEvent] = []
-        if self._judge is not None:
+        ready = self._poller.ready
+        if self._judge is not None and self._judge in ready:
             self._serve_judge(self._judge)
         for node, (socket, monitor) in list(self._dialled.items()):
-            self._read_monitor(monitor, node, events)
-            for _ in range(most):
+            if monitor in ready:
+                self._read_monitor(monitor, node, events)
+            for _ in range(most if socket in ready else 0):
                 parts = _next(socket)
                 if parts is None:
                     break
@@ -240,8 +243,9 @@ class PeerSockets:
                     events.append(Arrived(node, parts[0]))
                 else:
                     self.malformed += 1
-        if self._listener is not None and self._watcher is not None:
+        if self._watcher is not None and self._watcher in ready:
             self._read_monitor(self._watcher, b"", events)
+        if self._listener is not None and self._listener in ready:
             for _ in range(most):
                 parts = _next(self._listener)
                 if parts is None:
@@ -262,7 +266,7 @@ class PeerSockets:
         for socket, monitor in self._dialled.values():
             poller.register(socket, zmq.POLLIN)
             poller.register(monitor, zmq.POLLIN)
-        poller.poll(int(seconds * 1000) + 1)
+        self._poller.ready.update(socket for socket, _ in poller.poll(int(seconds * 1000) + 1))
 
     def _read_monitor(self, monitor: zmq.Socket[bytes], node: bytes, events: list[PeerEvent]) -> None:
         while (parts := _next(monitor)) is not None:
@@ -280,7 +284,7 @@ class PeerSockets:
                 events.append(Disconnected(node))
 
     def _serve_judge(self, judge: zmq.Socket[bytes]) -> None:
-        own = z85.decode(self._key.public)
+        own = self._members_key
         while (parts := _next(judge)) is not None:
             sender, empty, version, request, domain, _, _, mechanism, *credentials = [*parts, *[b""] * 8]
             good = mechanism == b"CURVE" and domain == _ZAP_DOMAIN and credentials[0] == own
@@ -301,6 +305,9 @@ class PeerSockets:
 
 
 def _next(socket: zmq.Socket[bytes]) -> list[bytes] | None:
+    # To ask first costs less than half of what an exception does.
+    if not int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+        return None
     try:
         return socket.recv_multipart(zmq.DONTWAIT)
     except zmq.Again:

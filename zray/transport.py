@@ -188,6 +188,8 @@ class Poller:
 
     def __init__(self, inbox: Inbox) -> None:
         self._inbox = inbox.socket
+        self.ready: set[zmq.Socket[bytes]] = set()
+        """Watched sockets that the last wait has found to have something."""
         self._poller = zmq.Poller()
         self._poller.register(self._inbox, zmq.POLLIN)
 
@@ -204,15 +206,21 @@ class Poller:
 
     def forget(self, socket: zmq.Socket[bytes]) -> None:
         self._poller.unregister(socket)
+        self.ready.discard(socket)
 
     def wait(self, timeout_ms: int) -> tuple[bool, list[int], bool]:
         """Return (the inbox may have something, ready descriptors, some watched socket may have something)."""
-        ready = self._poller.poll(timeout_ms)
-        if not ready:
-            return False, [], False
-        descriptors = [item for item, _ in ready if isinstance(item, int)]
-        has_messages = any(item is self._inbox for item, _ in ready)
-        return has_messages, descriptors, len(descriptors) + has_messages < len(ready)
+        self.ready.clear()
+        has_messages = False
+        descriptors: list[int] = []
+        for item, _ in self._poller.poll(timeout_ms):
+            if item is self._inbox:
+                has_messages = True
+            elif isinstance(item, int):
+                descriptors.append(item)
+            else:
+                self.ready.add(item)
+        return has_messages, descriptors, bool(self.ready)
 
 
 __all__ = ["Context", "Inbox", "Outbox", "Poller", "Publisher", "Subscriber", "ipc_endpoint"]

@@ -19,13 +19,16 @@ from zray.broker.ledger import Demand, Ledger
 class Peer(Ledger):
     """Resources of another node. `available` is what this node's slots leave of its total."""
 
-    __slots__ = ("id", "reported", "silent")
+    __slots__ = ("_last", "_parsed", "id", "reported", "silent")
 
     def __init__(self, node: bytes, total: dict[str, float]) -> None:
         super().__init__(total)
         self.id = node
         self.reported: dict[str, int] = dict(self.total)
         """What it last said is free, and what slots took and gave back since."""
+        self._last: dict[str, float] = {}
+        self._parsed: dict[str, int] = {}
+        """The last report as it came and as it was taken: most say the same again."""
         self.silent = False
         """It was not heard of for a moment: it gets nothing new."""
 
@@ -34,7 +37,10 @@ class Peer(Ledger):
 
     def report(self, available: dict[str, float]) -> None:
         """Take what it says is free now."""
-        self.reported = resources.parse({name: max(0.0, amount) for name, amount in available.items()})
+        if available != self._last:
+            self._last = available
+            self._parsed = resources.parse({name: max(0.0, amount) for name, amount in available.items()})
+        self.reported = dict(self._parsed)
 
     def fits(self, demand: Demand) -> bool:
         """Can it run there now, as far as is known here?"""

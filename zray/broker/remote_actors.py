@@ -82,7 +82,7 @@ class RemoteActors:
         """Have an actor live on another node."""
         spec = action.spec
         job = self._broker.job_specs[spec.job]
-        shapes, lent = self._tasks.wrap(action.node, [spec.creation, *action.replay])
+        shapes, lent = self._tasks.wrap(action.node, job.number, [spec.creation, *action.replay])
         self._tasks.note_away(action.node, spec.creation.id, action.replay)
         home = self._tasks.home_of(job.number)
         self._cluster.send(
@@ -309,7 +309,7 @@ class RemoteActors:
         spec, head = message.spec, self._cluster.head
         job = self._broker.job_specs[spec.job]
         self._broker.performer.expect_address(spec.creation.id, 0)
-        shapes, lent = self._tasks.wrap(head, [spec.creation])
+        shapes, lent = self._tasks.wrap(head, job.number, [spec.creation])
         if spec.creation.id not in self._exchange.lending.borrowed:
             self._exchange.lending.borrow(head, spec.creation.id)
 

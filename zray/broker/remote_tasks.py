@@ -82,6 +82,8 @@ class RemoteTasks:
         """Calls to actors that were sent to each node and have not ended, in order."""
         self._told: dict[bytes, set[bytes]] = {}
         """Shapes that each node was told of."""
+        self._code_at: dict[tuple[bytes, int], set[bytes]] = {}
+        """Code that each node was lent for each job: it keeps that as long as the job lasts."""
 
     @property
     def guests(self) -> int:
@@ -93,7 +95,7 @@ class RemoteTasks:
     def run_at(self, action: a.RunAt) -> None:
         """Send tasks to another node."""
         job = self._broker.job_specs[action.job]
-        shapes, lent = self.wrap(action.node, action.tasks)
+        shapes, lent = self.wrap(action.node, job.number, action.tasks)
         self._cluster.send(
             action.node, pm.RunTasks(job, self.home_of(job.number), action.slot, shapes, action.tasks, lent)
         )
@@ -107,9 +109,10 @@ class RemoteTasks:
         """The node of a job's driver."""
         return self._homes.get(job, self._cluster.own)
 
-    def wrap(self, node: bytes, tasks: list[TaskSpec]) -> tuple[list[CallShape], list[bytes]]:
-        """What must travel with tasks: shapes that the node was not told of, and objects, which are lent to it."""
+    def wrap(self, node: bytes, job: int, tasks: list[TaskSpec]) -> tuple[list[CallShape], list[bytes]]:
+        """What must travel with tasks of a job: shapes that the node was not told of, and objects, which are lent to it."""
         told = self._told.setdefault(node, set())
+        code = self._code_at.setdefault((node, job), set())
         shapes: list[CallShape] = []
         names: dict[bytes, None] = {}
         for spec in tasks:
@@ -119,7 +122,10 @@ class RemoteTasks:
             if spec.shape not in told:
                 told.add(spec.shape)
                 shapes.append(shape)
-            for name in (shape.function, *spec.deps, *spec.borrowed):
+            if shape.function not in code:
+                code.add(shape.function)
+                names[shape.function] = None
+            for name in (*spec.deps, *spec.borrowed):
                 names[name] = None
         refs = [ref for name in names if name and (ref := self._store.reference(name)) is not None]
         return shapes, self._exchange.lend(node, refs)
@@ -134,9 +140,9 @@ class RemoteTasks:
 
     def call_at(self, node: bytes, job: int, actor: bytes, calls: list[TaskSpec]) -> None:
         """Send calls of a job to an actor on a node, or on their way to it."""
-        shapes, lent = self.wrap(node, calls)
-        self.note_away(node, actor, calls)
         spec = self._broker.job_specs[job]
+        shapes, lent = self.wrap(node, spec.number, calls)
+        self.note_away(node, actor, calls)
         self._cluster.send(node, pm.CallActorAway(spec, self.home_of(spec.number), actor, shapes, calls, lent))
 
     def note_away(self, node: bytes, actor: bytes, calls: list[TaskSpec]) -> None:
@@ -192,7 +198,6 @@ class RemoteTasks:
             self._guests[spec.id] = _Guest(node, message.slot, guest_job, results)
             self.keep_function(job, shape.function, lent)
             missing.append(broker._missing((shape.function, *spec.deps)))
-        broker.records.tasks_submitted(job, message.tasks)
         lacking = missing if any(missing) else None
         broker.tell(e.TasksSubmitted(guest_job, 0, b"", message.tasks, lacking))
         self.look_at([spec.id for spec in message.tasks])  # what cannot run has ended already
@@ -325,15 +330,13 @@ class RemoteTasks:
         for index, slot in enumerate(message.slots):
             by_slot.setdefault(slot, []).append(index)
         for slot, indices in by_slot.items():
-            self._broker.tell(
-                e.TasksFinished(
-                    slot,
-                    [message.ids[index] for index in indices],
-                    bytes(message.statuses[index] for index in indices),
-                    [message.micros[index] for index in indices],
-                    False,
-                )
-            )
+            ids = [message.ids[index] for index in indices]
+            statuses = bytes([message.statuses[index] for index in indices])
+            micros = [message.micros[index] for index in indices]
+            worker = self._broker.scheduler.node.pool.workers.get(slot)  # none: these were calls to an actor
+            if worker is not None:
+                self._broker.records.tasks_finished(worker.job.number, slot, ids, statuses, micros)
+            self._broker.tell(e.TasksFinished(slot, ids, statuses, micros, False))
 
     # -- ends of jobs and nodes -----------------------------------------------------------------------------------------
 
@@ -341,15 +344,23 @@ class RemoteTasks:
         """A driver on another node has ended: so do its tasks here."""
         self._homes.pop(job, None)
         self._functions.pop(job, None)
+        self.forget_code(job)
         for task in [task for task, guest in self._guests.items() if guest.job == GUEST_BIT | job]:
             del self._guests[task]
         for number in (GUEST_BIT | job, job):
             if number in self._broker.job_specs:
                 self._broker.tell(e.JobEnded(number, reason))
 
+    def forget_code(self, job: int) -> None:
+        """A job is over: no node keeps its code."""
+        for key in [key for key in self._code_at if key[1] == job]:
+            del self._code_at[key]
+
     def node_gone(self, node: bytes, reason: str) -> None:
         """A node is dead: the jobs of its drivers end, and what else it sent is cancelled."""
         self._told.pop(node, None)
+        for key in [key for key in self._code_at if key[0] == node]:
+            del self._code_at[key]
         for job in [job for job, home in self._homes.items() if home == node]:
             self.job_over(job, f"the node of its driver is dead: {reason}")
         for task, away in self._away.pop(node, {}).items():

@@ -41,7 +41,7 @@ from zray.broker.processes import (
 )
 from zray.broker.records import Records
 from zray.broker.remote_actors import RemoteActors
-from zray.broker.remote_tasks import RemoteTasks
+from zray.broker.remote_tasks import GUEST_BIT, RemoteTasks
 from zray.broker.scheduler import Scheduler, SchedulerConfig
 from zray.broker.unsent import MadeResult, UnsentCalls, sort_out
 from zray.object_store import ObjectStore
@@ -262,6 +262,8 @@ class Broker:
         self.tell(e.JobEnded(number, reason))
         if self.cluster is not None:
             self.cluster.tell_all_others(pm.JobOver(number, reason))
+        if self.remote is not None:
+            self.remote.forget_code(number)
         if self.output is not None:
             self.output.job_over(number)
         self.records.job_ended(job.spec, reason)
@@ -307,7 +309,7 @@ class Broker:
         done = message.ids
         names = [done[i : i + 16] for i in range(0, len(done), 16)]
         worker = self.workers.get(message.worker)
-        if worker is not None and names:
+        if worker is not None and names and not worker.job & GUEST_BIT:  # rows of guests are where they came from
             self.records.tasks_finished(worker.job, message.worker, names, message.statuses, message.micros)
         self.tell(e.TasksFinished(message.worker, names, message.statuses, message.micros, message.idle))
         if self.remote is not None:
