@@ -46,6 +46,8 @@ _ARGS_INLINE: Final = 16 << 10
 _CALM_CALLS: Final = 2
 """Consecutive calls whose predecessor had finished, after which a lease is asked for."""
 _FLUSH_DELAY_S: Final = 0.0005
+_BURST_S: Final = 0.0002
+"""Calls through the broker that come closer behind one another than this share frames."""
 _LINKS_UNSWEPT: Final = 16
 """New connections to actors after which those to dead ones are looked for."""
 
@@ -415,6 +417,8 @@ class ActorLink:
     __slots__ = (
         "__weakref__",
         "_calls",
+        "_for_broker",
+        "_sent_at",
         "_unfinished",
         "actor",
         "address",
@@ -443,6 +447,10 @@ class ActorLink:
         self.known_dead: bytes | None = None
         """Packed failure that ends every further call."""
         self._calls: list[msgspec.Raw] = []
+        self._for_broker: list[msgspec.Raw] = []
+        """Packed calls that take the way through the broker."""
+        self._sent_at = 0.0
+        """When calls last left for the broker."""
         self._unfinished: collections.deque[bytes] = collections.deque()
         """First results of calls that took the way through the broker, kept where their number is limited."""
 
@@ -503,7 +511,7 @@ class ActorLink:
 
     def _route(self, shape: CallShape, spec: TaskSpec, body: bytes, refs: list[ObjectRef]) -> None:
         """Have a numbered call go its way. May be done twice."""
-        submitter, session = self.submitter, self.session
+        session = self.session
         if self.known_dead is not None:
             for ref in refs:
                 session.store.seal_forced(ref, self.known_dead, _store.KIND_ERROR_FLAG, 0)
@@ -511,9 +519,30 @@ class ActorLink:
             self._pack(shape, body)
         else:
             # The first call to a later incarnation, too: earlier calls, meant for the one before, may still be with the broker.
-            submitter.define_at_broker(shape)
-            message = wire.SubmitActorCalls(session.store.process, session.job, self.actor, self.incarnation, [spec])
-            session.broker.send(wire.encode(message))
+            self._pack_for_broker(shape, body)
+
+    def _pack_for_broker(self, shape: CallShape, body: bytes) -> None:
+        """Have a call go through the broker: at once, or in one frame with others that come right behind."""
+        calls = self._for_broker
+        self.submitter.define_at_broker(shape)
+        calls.append(msgspec.Raw(body))
+        if len(calls) >= _FRAME_TASKS or time.monotonic() - self._sent_at > _BURST_S:
+            self._send_to_broker()
+        elif len(calls) == 1:
+            self.submitter.packed_at(self)
+
+    def _send_to_broker(self) -> None:
+        session = self.session
+        message = wire.SubmitActorCalls(
+            session.store.process,
+            session.job,
+            self.actor,
+            self.incarnation,
+            self._for_broker,  # type: ignore[arg-type]
+        )
+        session.broker.send(wire.encode(message))
+        self._for_broker.clear()
+        self._sent_at = time.monotonic()
 
     def _pending(self) -> int:
         """Calls that have not ended: of all callers, when the actor lives on this node; else those of this process."""
@@ -540,6 +569,8 @@ class ActorLink:
 
     def send(self) -> None:
         """Let the packed calls leave."""
+        if self._for_broker:
+            self._send_to_broker()
         if self._calls:
             message = wire.CallActor(self.session.store.process, self.incarnation, self._calls)  # type: ignore[arg-type]
             self.session.peer(self.worker).send(wire.encode(message))
@@ -576,6 +607,8 @@ class ActorLink:
     def _died(self) -> None:
         """The incarnation this link knows is gone: look for the next, numbering calls anew."""
         self._calls.clear()
+        if self._for_broker:
+            self._send_to_broker()
         if self.worker:
             self.session.drop_peer(self.worker)
             self.submitter._known.pop(self.worker, None)
@@ -595,11 +628,17 @@ class ActorLink:
             self._look_up()
         if self.process and not self.session.store.alive(self.process):
             self._died()
-        return not self.process and not self._calls and (self.sequence == 0 or self.known_dead is not None)
+        return (
+            not self.process
+            and not self._calls
+            and not self._for_broker
+            and (self.sequence == 0 or self.known_dead is not None)
+        )
 
     def kill(self, no_restart: bool) -> None:
         """Have the incarnation that this link knows killed; no later call of this process gets there before the request."""
         with self.submitter.lock:
+            self.send()
             self.session.tell(wire.KillActor(self.actor, no_restart))
             self.killed = self.incarnation
             self.process = 0

@@ -127,6 +127,7 @@ class Cluster:
         """Nodes that ever joined this head."""
         self.index = 0
         """Of this node among all that ever joined; the head's is 0."""
+        self.before_sending: Callable[[], None] | None = None
         self.on_peer: Callable[[bytes, NodeInfo, NodeLoad, State, str], None] | None = None
         """Told of each change of another node: id, what it has, what is free, state, reason."""
 
@@ -135,7 +136,9 @@ class Cluster:
         self._handlers[kind] = lambda node, message, now: handler(node, message)
 
     def send(self, node: bytes, message: pm.PeerMessage) -> None:
-        """Send a message to another node."""
+        """Send a message to another node, after what was put together before."""
+        if self.before_sending is not None:
+            self.before_sending()
         self.links.send(node, message, time.monotonic())
 
     def knows(self, node: bytes) -> bool:

@@ -80,6 +80,9 @@ class RemoteTasks:
         """Code of each such job."""
         self._away: dict[bytes, dict[bytes, _Away]] = {}
         """Calls to actors that were sent to each node and have not ended, in order."""
+        self._packed: tuple[bytes, int, bytes, list[TaskSpec]] | None = None
+        """(node, job, actor, calls): calls that leave in one message, unless something else is sent before."""
+        cluster.before_sending = self.flush
         self._told: dict[bytes, set[bytes]] = {}
         """Shapes that each node was told of."""
         self._code_at: dict[tuple[bytes, int], set[bytes]] = {}
@@ -140,6 +143,18 @@ class RemoteTasks:
 
     def call_at(self, node: bytes, job: int, actor: bytes, calls: list[TaskSpec]) -> None:
         """Send calls of a job to an actor on a node, or on their way to it."""
+        packed = self._packed
+        if packed is not None and packed[:3] == (node, job, actor):
+            packed[3].extend(calls)
+        else:
+            self.flush()
+            self._packed = node, job, actor, list(calls)
+
+    def flush(self) -> None:
+        """Let packed calls leave."""
+        if self._packed is None:
+            return
+        (node, job, actor, calls), self._packed = self._packed, None
         spec = self._broker.job_specs[job]
         shapes, lent = self.wrap(node, spec.number, calls)
         self.note_away(node, actor, calls)
@@ -153,10 +168,12 @@ class RemoteTasks:
 
     def keeps(self, call: bytes) -> bool:
         """Whether a call is under way to another node: its end will be told."""
+        self.flush()
         return any(call in calls for calls in self._away.values())
 
     def take_away_calls(self, node: bytes, actors: Container[bytes]) -> dict[bytes, list[TaskSpec]]:
         """A node is dead: take out the calls to these actors that were sent there and have not ended, by actor, in order."""
+        self.flush()
         found: dict[bytes, list[TaskSpec]] = {}
         calls = self._away.get(node, {})
         for away in [away for away in calls.values() if away.actor in actors]:
@@ -173,6 +190,7 @@ class RemoteTasks:
 
     def cancel_call(self, task: bytes, force: bool) -> None:
         """A call may be under way to another node: tell it that nobody waits."""
+        self.flush()
         for node, calls in self._away.items():
             if task in calls:
                 self._cluster.send(node, pm.CancelAway(task, force))

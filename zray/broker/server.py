@@ -183,6 +183,8 @@ class Broker:
                 has_messages, descriptors, has_news = self.poller.wait(int(wait * 1000) + 1)
                 if has_messages:
                     self._serve_inbox()
+                    if self.remote is not None:
+                        self.remote.flush()
                     if self._exits_ahead:
                         self._serve_exits_ahead()
                 elif self.unsent:
@@ -195,6 +197,8 @@ class Broker:
                         cluster.serve(now)
                         if self.exchange is not None:
                             self.exchange.pump()
+                        if self.remote is not None:
+                            self.remote.flush()
                     if now >= cluster.wake_at:
                         cluster.tick(now)
                 if now >= next_tick or now >= self.scheduler.wake_at:
