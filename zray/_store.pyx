@@ -376,6 +376,10 @@ cdef class Filling:
     def __getbuffer__(self, Py_buffer *view, int flags):
         PyBuffer_FillInfo(view, self, <void *>self.data, self.size, 1, flags)
 
+    def view(self):
+        """Return a read-only view of all its bytes."""
+        return memoryview(self)
+
     def write(self, uint64_t offset, piece):
         """Copy a piece to its place; return the CRC-32C of what is there now. ValueError when it lies outside, or the object is sealed."""
         cdef Py_buffer view
