@@ -130,6 +130,7 @@ class _Pull:
         "object",
         "opened",
         "opening",
+        "origins",
         "piece_bytes",
         "reasons",
         "size",
@@ -149,6 +150,8 @@ class _Pull:
         self.left = self.count
         self.missing = list(range(self.count - 1, -1, -1))
         """MISSING pieces, the next one last."""
+        self.origins: dict[bytes, None] = {}
+        """Sources that were given, not named by others: only when they say so, or are dead, are they none."""
         self.sources: dict[bytes, None] = {}
         """Nodes that may be asked."""
         self.named: dict[bytes, bytes] = {}
@@ -199,7 +202,7 @@ class Pulls:
         elif pull.version != version:
             return []
         for node in sources:
-            pull.sources[node] = None
+            pull.sources[node] = pull.origins[node] = None
             pull.bad.pop(node, None)
         return self._next(now)
 
@@ -316,18 +319,26 @@ class Pulls:
         return self._next(now)
 
     def _no_source(self, pull: _Pull, node: bytes, reason: str, now: float) -> list[Action]:
-        """A node cannot be asked for a value any more: those that named it are asked again."""
-        self._take_back(node, pull)
-        pull.sources.pop(node, None)
-        pull.named.pop(node, None)
-        pull.bad[node] = None
+        """A node cannot be asked for a value any more."""
+        pull.origins.pop(node, None)
         pull.reasons[node] = reason
-        for who in [who for who, other in pull.named.items() if other == node]:
-            del pull.named[who]
+        self._no_help(pull, node)
+        pull.sources.pop(node, None)
         if pull.sources:
             return self._next(now)
         reasons = "; ".join(f"node {who.hex()[:8]}: {text}" for who, text in pull.reasons.items())
-        return [*self._end(pull, Failed(pull.object, f"no node has it any more ({reasons})", False)), *self._next(now)]
+        failed = Failed(pull.object, f"no node has it any more ({reasons})", False)
+        return [*self._end(pull, failed), *self._next(now)]
+
+    def _no_help(self, pull: _Pull, node: bytes) -> None:
+        """A node that was named does not help: those that named it are asked again, and told to name another."""
+        self._take_back(node, pull)
+        pull.named.pop(node, None)
+        pull.bad[node] = None
+        if node not in pull.origins and len(pull.sources) > 1:
+            del pull.sources[node]
+        for who in [who for who, other in pull.named.items() if other == node]:
+            del pull.named[who]
 
     def _take_back(self, node: bytes, pull: _Pull | None = None) -> None:
         """What is asked of a node (for one value, or all) is MISSING again."""
@@ -403,7 +414,7 @@ class Pulls:
         """Give up sources that were asked and are not heard."""
         actions: list[Action] = []
         for node, source in list(self._sources.items()):
-            actions += self._lose_patience(node, source, now)
+            self._lose_patience(node, source, now)
             if now < source.heard + source.stall_s or not (source.pieces or self._waits_for(node)):
                 continue
             source.stall_s = min(2 * source.stall_s, _STALL_MAX_S)
@@ -411,24 +422,21 @@ class Pulls:
             source.connected = False
             self._take_back(node)
             actions.append(Dial(node))
-            for pull in list(self._pulls.values()):
-                if node in pull.sources and (len(pull.sources) > 1 and node in pull.named.values()):
-                    actions += self._no_source(pull, node, "it was not heard", now)
+            for pull in self._pulls.values():
+                if node in pull.named.values():
+                    self._no_help(pull, node)
         return [*actions, *self._next(now)]
 
-    def _lose_patience(self, node: bytes, source: _Source, now: float) -> list[Action]:
-        actions: list[Action] = []
+    def _lose_patience(self, node: bytes, source: _Source, now: float) -> None:
         late: dict[bytes, None] = {}
-        for (object_, index), since in list(source.pieces.items()):
+        for key, since in list(source.pieces.items()):
             if now >= since + PATIENCE_S:
-                del source.pieces[object_, index]
-                source.pieces[object_, index] = now
-                late[object_] = None
+                del source.pieces[key]
+                source.pieces[key] = now
+                late[key[0]] = None
         for object_ in late:
-            pull = self._pulls.get(object_)
-            if pull is not None and node in pull.named.values():
-                actions += self._no_source(pull, node, "it was itself waiting for too long", now)
-        return actions
+            if node in self._pulls[object_].named.values():
+                self._no_help(self._pulls[object_], node)
 
     # -- asking --------------------------------------------------------------------------------------------------------
 
