@@ -25,6 +25,14 @@ from libc.string cimport memcmp, memcpy, memset
 cimport cython
 from zray._store_core cimport *
 
+cdef extern from "_checksum.h" nogil:
+    void zc_setup()
+    uint32_t zc_crc32c(uint32_t crc, const void *data, size_t size)
+    uint32_t zc_copy_crc32c(void *to, const void *source, size_t size)
+    uint32_t zc_crc32c_tables(uint32_t crc, const void *data, size_t size)
+
+zc_setup()
+
 cdef extern from *:
     """
     #ifdef __linux__
@@ -345,6 +353,70 @@ cdef class Restoring:
     def __dealloc__(self):
         if not self.over and self.store is not None and not self.store.closed:
             zs_restored(&self.store.s, self.ref.slot, 0)
+
+
+@cython.final
+cdef class Filling:
+    """A pending object whose value comes in pieces, in any order: `store.fill(...)`, `write` each, then `seal`.
+
+    Its bytes can be read (as a buffer) before it is sealed, too: whoever reads looks only at what was written. They stay in place
+    as long as this object or a view of it lives. Dropped before `seal`, the object is pending as before.
+    """
+
+    cdef Store store
+    cdef readonly ObjectRef ref
+    cdef uint32_t attempt
+    cdef uint8_t *data
+    cdef Py_ssize_t size
+    cdef bint sealed
+
+    def __len__(self):
+        return self.size
+
+    def __getbuffer__(self, Py_buffer *view, int flags):
+        PyBuffer_FillInfo(view, self, <void *>self.data, self.size, 1, flags)
+
+    def view(self):
+        """Return a read-only view of all its bytes."""
+        return memoryview(self)
+
+    def write(self, uint64_t offset, piece):
+        """Copy a piece to its place; return the CRC-32C of what is there now. ValueError when it lies outside, or the object is sealed."""
+        cdef Py_buffer view
+        cdef uint32_t crc
+        PyObject_GetBuffer(piece, &view, PyBUF_SIMPLE)
+        try:
+            if self.sealed or offset > <uint64_t>self.size or <uint64_t>view.len > <uint64_t>self.size - offset:
+                raise ValueError(f"{view.len} bytes at {offset} are no piece of an open object of {self.size} bytes")
+            with nogil:
+                crc = zc_copy_crc32c(self.data + offset, view.buf, view.len)
+        finally:
+            PyBuffer_Release(&view)
+        return crc
+
+    def seal(self, int kind, int flags, list refs):
+        """Make the object visible; `refs`: what it refers to. False when somebody else has sealed it meanwhile."""
+        cdef Py_ssize_t n = PyList_GET_SIZE(refs)
+        cdef zs_view view
+        cdef uint32_t *contained = slots_of(self.store, refs, n)
+        cdef int code = zs_seal_result(&self.store.s, self.ref.slot, self.attempt, <uint8_t>kind, <uint8_t>flags, contained, <uint32_t>n)
+        PyMem_Free(contained)
+        if code < 0:
+            return False
+        # Views may outlive the reference: from now on a pin keeps the bytes.
+        self.sealed = zs_pin(&self.store.s, self.ref.slot, &view) == ZS_OK
+        return True
+
+    def __dealloc__(self):
+        if self.store is None or self.data == NULL:
+            return
+        self.store.buffers -= 1
+        if self.store.closed:
+            return
+        if self.sealed:
+            zs_unpin(&self.store.s, self.ref.slot)
+        else:
+            zs_abort(&self.store.s, self.ref.slot)
 
 
 cdef inline void copy_in(uint8_t *to, const void *source, size_t size) noexcept:
@@ -830,6 +902,34 @@ cdef class Store:
         PyMem_Free(contained)
         return code >= 0
 
+    def fill(self, ObjectRef ref, uint64_t size, uint32_t contained):
+        """Open a pending object, whoever has claimed it, to be filled with a value of `size` bytes that refers to at most `contained` objects.
+        Return its Filling, or None when it is sealed. Raises StoreFull, ObjectStoreFullError (larger than the whole store)."""
+        cdef uint32_t attempt = 0
+        cdef uint8_t *data = NULL
+        cdef int code
+        cdef Filling filling
+        if zs_take_over(&self.s, slot_in(self, ref), &attempt) != ZS_OK:
+            return None
+        with nogil:
+            code = zs_open_result(&self.s, ref.slot, attempt, size, contained, &data)
+        if code == ZS_STALE:
+            return None
+        if code != ZS_OK:
+            raise_code(code, "receiving an object", size)
+        filling = Filling.__new__(Filling)
+        filling.store = self
+        filling.ref = ref
+        filling.attempt = attempt
+        filling.data = data
+        filling.size = size
+        self.buffers += 1
+        return filling
+
+    def references(self, ObjectRef ref):
+        """How many references there are to an object, in all processes and inside other objects."""
+        return zs_references(&self.s, slot_in(self, ref))
+
     def contained(self, ObjectRef ref):
         """Return references to all objects that a sealed value refers to."""
         cdef size_t n = 0, room = 16, i
@@ -1152,6 +1252,19 @@ def all_refs(list items):
         if type(<object>PyList_GET_ITEM(items, i)) is not ObjectRef:
             return i
     return -1
+
+
+def crc32c(data, uint32_t before=0, bint by_tables=False):
+    """Return the CRC-32C of bytes, or of what has the sum `before` and these bytes after it. `by_tables`: without the processor's instruction."""
+    cdef Py_buffer view
+    cdef uint32_t crc
+    PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+    try:
+        with nogil:
+            crc = zc_crc32c_tables(before, view.buf, view.len) if by_tables else zc_crc32c(before, view.buf, view.len)
+    finally:
+        PyBuffer_Release(&view)
+    return crc
 
 
 def derive_id(bytes parent, uint64_t counter):

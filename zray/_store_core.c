@@ -1618,6 +1618,18 @@ static int release_locked(zs_store *s, uint32_t slot) {
     return ZS_OK;
 }
 
+uint64_t zs_references(zs_store *s, uint32_t slot) {
+    uint64_t count = 0;
+    lock(s);
+    if (valid_slot(s, slot)) {
+        zs_entry *e = entry_at(s, slot);
+        count = e->held_by_objects;
+        for (uint32_t i = e->holds; i; i = hold_at(s, i)->next) count += hold_at(s, i)->references;
+    }
+    unlock(s);
+    return count;
+}
+
 int zs_release(zs_store *s, uint32_t slot) {
     lock(s);
     int rc = release_locked(s, slot);

@@ -247,6 +247,8 @@ int zs_reference_slot(zs_store *s, uint32_t slot);
 int zs_id_of(zs_store *s, uint32_t slot, uint8_t *id);
 /* Who must seal a PENDING/CLAIMED entry, and who has claimed it (0: nobody). Lock-free; a hint unless the caller knows the entry cannot change. ZS_OK, ZS_BAD_STATE. */
 int zs_makers(zs_store *s, uint32_t slot, zs_proc *target, zs_proc *claimant);
+/* How many references there are to a referenced entry: those of all processes, and those of other entries' lists (each list counts). */
+uint64_t zs_references(zs_store *s, uint32_t slot);
 /* Drop one. The last one of all frees the entry and, iteratively, what only it contained. */
 int zs_release(zs_store *s, uint32_t slot);
 /* Drop one in each of n slots under one lock. */

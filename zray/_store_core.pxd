@@ -125,6 +125,7 @@ cdef extern from "_store_core.h" nogil:
     int zs_reference_slot(zs_store *s, uint32_t slot)
     int zs_id_of(zs_store *s, uint32_t slot, uint8_t *id)
     int zs_makers(zs_store *s, uint32_t slot, zs_proc *target, zs_proc *claimant)
+    uint64_t zs_references(zs_store *s, uint32_t slot)
     int zs_release(zs_store *s, uint32_t slot)
     int zs_release_many(zs_store *s, const uint32_t *slots, size_t n)
     int zs_reference_contained(zs_store *s, uint32_t slot, uint32_t *slots, uint8_t *ids, size_t room, size_t *n)

@@ -16,7 +16,7 @@ import fcntl
 import mmap
 import os
 import threading
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 import msgspec
 
@@ -39,6 +39,19 @@ class _FileValue(msgspec.Struct, array_like=True):
 
     name: str
     size: int
+
+
+class Place(Protocol):
+    """Where a value comes in pieces, in any order (`ObjectStore.place`). Dropped before it is sealed, the object is pending as before."""
+
+    def write(self, offset: int, piece: memoryview) -> int:
+        """Copy a piece to its place; return the CRC-32C of what is there now."""
+
+    def view(self) -> memoryview:
+        """Return a view of all bytes, written or not, which keeps them in place."""
+
+    def seal(self, kind: int, flags: int, refs: list[ObjectRef]) -> bool:
+        """Make the object visible; `refs`: what it refers to. False when it is sealed already."""
 
 
 class ObjectStore:
@@ -107,6 +120,16 @@ class ObjectStore:
             f"no room for {size} bytes in the object store ({self.capacity} bytes): everything in it is being read. "
             "Drop arrays that were read from it, or give init(object_store_memory=...) more"
         )
+
+    def place(self, ref: ObjectRef, size: int, contained: int) -> Place | None:
+        """Open a pending object, whoever has claimed it, to be filled with a value of `size` bytes that comes in pieces and refers to at most
+        `contained` objects: in memory, or where that cannot be in a file of its own. None when it is sealed.
+
+        Raises ObjectStoreFullError, OutOfDiskError.
+        """
+        if size > self.capacity:
+            return FilePlace(self, ref, size)
+        return self._with_room(size, lambda: self.store.fill(ref, size, contained), lambda: FilePlace(self, ref, size))
 
     # -- making room --------------------------------------------------------------------------------------------------
 
@@ -304,6 +327,17 @@ class ObjectStore:
                 with self._open_spilled(ref) as file:
                     return memoryview(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ))
 
+    def readable(self, ref: ObjectRef) -> Any:
+        """As `raw`, but what was spilled is read where it is: it is wanted elsewhere, not here."""
+        if self.store.describe(ref)[0] == _store.STATE_SPILLED:
+            with self._open_spilled(ref) as file:
+                size = os.fstat(file.fileno()).st_size
+                found = memoryview(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)) if size else memoryview(b"")
+            _, _, _, flags, _ = self.store.describe(ref)
+            if not flags & _store.FLAG_FILE:
+                return found
+        return self.raw(ref)
+
     def writable_value(self, ref: ObjectRef) -> Any:
         """As `value`, but large buffers lie in a private copy-on-write mapping of the segment: writing to them changes nobody else's view, and only
         pages that are written take memory."""
@@ -338,4 +372,51 @@ class ObjectStore:
         )
 
 
-__all__ = ["NOT_HERE", "Failed", "ObjectRef", "ObjectStore", "Store", "StoreFull"]
+class FilePlace:
+    """A place in a mapped file, for what does not fit the store."""
+
+    def __init__(self, objects: ObjectStore, ref: ObjectRef, size: int) -> None:
+        """Raises OutOfDiskError."""
+        self._objects = objects
+        self._ref = ref
+        self._value = _FileValue(f"{ref.hex()}.value", size)
+        self._path = os.path.join(objects.spill_directory, self._value.name)
+        self._sealed = False
+        # Not replaced in place: whoever has mapped a former one keeps it.
+        objects._remove(self._path)
+        fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            os.posix_fallocate(fd, 0, size)
+            self._view = memoryview(mmap.mmap(fd, size))
+        except OSError as error:
+            objects._remove(self._path)
+            raise objects._disk_error(error, size) from error
+        finally:
+            os.close(fd)
+
+    def write(self, offset: int, piece: memoryview) -> int:
+        """As `Place.write`."""
+        target = self._view[offset : offset + len(piece)]
+        target[:] = piece
+        return _store.crc32c(target)
+
+    def view(self) -> memoryview:
+        """As `Place.view`."""
+        return self._view.toreadonly()
+
+    def seal(self, kind: int, flags: int, refs: list[ObjectRef]) -> bool:
+        """As `Place.seal`."""
+        data = msgspec.msgpack.encode(self._value)
+        objects = self._objects
+        objects.file_bytes += self._value.size
+        self._sealed = objects._with_room(
+            len(data), lambda: objects.store.seal_copy(self._ref, data, kind, flags | _store.FLAG_FILE, refs), None
+        )
+        return self._sealed
+
+    def __del__(self) -> None:
+        if not self._sealed:
+            self._objects._remove(self._path)
+
+
+__all__ = ["NOT_HERE", "Failed", "FilePlace", "ObjectRef", "ObjectStore", "Place", "Store", "StoreFull"]

@@ -7,6 +7,10 @@ Every connection is CURVE (https://rfc.zeromq.org/spec/26) with the cluster's ke
 during the handshake, before one byte of a message is read, gets no answer, and is counted. ZeroMQ asks for the verdict over an inner socket
 (ZAP, https://rfc.zeromq.org/spec/27) that is served here, between other events: no thread is needed. Repeated, changed and cut frames fail
 CURVE's own checks (nonce, authenticator) and end the connection.
+
+Values travel over connections of their own to the same port (`BulkSockets`; whoever wants a value connects to who has it), so that other
+messages never queue behind them. Encrypting is the work of ZeroMQ's I/O threads: a node's own connections, those that others make to it, and those
+that it gets values by have one each.
 """
 
 from __future__ import annotations
@@ -22,8 +26,14 @@ from zmq.utils.monitor import parse_monitor_message
 from zray.transport import _Socket
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from typing_extensions import Buffer
+
     from zray.transport import Context, Poller
 
+_BULK: Final = b"b"
+"""Follows a node's id where the connection is its second one, for bulk."""
 MAX_FRAME: Final = 64 << 20
 """Bytes of the largest frame between nodes; a longer one ends the connection. Values travel in chunks far smaller."""
 _HEARTBEAT_MS: Final = 1000
@@ -106,6 +116,14 @@ class Arrived(NamedTuple):
     frame: bytes
 
 
+class Brought(NamedTuple):
+    """A frame that came over a bulk connection with bytes after it, which are not copied: they live as long as the view."""
+
+    node: bytes
+    frame: bytes
+    data: memoryview
+
+
 PeerEvent = Connected | Disconnected | Arrived
 
 
@@ -119,6 +137,8 @@ class PeerSockets:
         self._key = key
         self._members_key = z85.decode(key.public)
         self._poller = poller
+        self._accepting = 1 << (context.io_threads - 1)
+        """The I/O thread of connections that others make, bulk among them: what this process says of itself goes through the first."""
         self._listener: zmq.Socket[bytes] | None = None
         self._judge: zmq.Socket[bytes] | None = None
         self._watcher: zmq.Socket[bytes] | None = None
@@ -146,6 +166,7 @@ class PeerSockets:
         listener.setsockopt(zmq.ROUTER_HANDOVER, 1)
         listener.setsockopt(zmq.CURVE_SERVER, 1)
         listener.setsockopt(zmq.ZAP_DOMAIN, _ZAP_DOMAIN)
+        listener.setsockopt(zmq.AFFINITY, self._accepting)
         self._watcher = listener.get_monitor_socket(_FAILED_HANDSHAKES | zmq.EVENT_DISCONNECTED)
         for socket in (judge, listener, self._watcher):
             self._poller.watch(socket)
@@ -156,17 +177,9 @@ class PeerSockets:
         return int(listener.getsockopt_string(zmq.LAST_ENDPOINT).rpartition(":")[2])
 
     def _socket(self, kind: int) -> zmq.Socket[bytes]:
-        socket = self._zmq.socket(kind, _Socket)
-        socket.setsockopt(zmq.IPV6, 1)
-        socket.setsockopt(zmq.SNDHWM, 0)
-        socket.setsockopt(zmq.RCVHWM, 0)
-        socket.setsockopt(zmq.LINGER, _LINGER_MS)
-        socket.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME)
+        socket = _secret_socket(self._zmq, kind, self._key)
         socket.setsockopt(zmq.HEARTBEAT_IVL, _HEARTBEAT_MS)
         socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, _STALLED_MS)
-        socket.setsockopt(zmq.HANDSHAKE_IVL, _STALLED_MS)
-        socket.setsockopt(zmq.CURVE_PUBLICKEY, self._key.public.encode())
-        socket.setsockopt(zmq.CURVE_SECRETKEY, self._key.secret.encode())
         return socket
 
     def dial(self, node: bytes, address: str) -> None:
@@ -174,13 +187,8 @@ class PeerSockets:
         if node in self._dialled:
             return
         socket = self._socket(zmq.DEALER)
-        socket.setsockopt(zmq.ROUTING_ID, self._own)
-        socket.setsockopt(zmq.CURVE_SERVERKEY, self._key.public.encode())
-        socket.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS)
-        socket.setsockopt(zmq.RECONNECT_IVL_MAX, _RECONNECT_MAX_MS)
-        monitor = socket.get_monitor_socket(_FAILED_HANDSHAKES | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
-        host, _, port = address.rpartition(":")
-        socket.connect(f"tcp://{_bracketed(host)}:{port}")
+        socket.setsockopt(zmq.AFFINITY, 1)
+        monitor = _connect(socket, self._own, self._key, address)
         self._dialled[node] = socket, monitor
         self._poller.watch(socket)
         self._poller.watch(monitor)
@@ -226,6 +234,21 @@ class PeerSockets:
             return False
         return True
 
+    def send_bulk(self, node: bytes, frame: bytes, data: Buffer | None = None) -> bool:
+        """Send a frame, and bytes after it, over the bulk connection that a node has made; False when there is none. The bytes are not copied:
+        `data` is kept until they have been encrypted, and let go of in a thread of ZeroMQ's."""
+        assert self._listener is not None
+        try:
+            self._listener.send(node + _BULK, zmq.SNDMORE | zmq.DONTWAIT)
+            if data is None:
+                self._listener.send(frame, zmq.DONTWAIT)
+            else:
+                self._listener.send(frame, zmq.SNDMORE | zmq.DONTWAIT)
+                self._listener.send(data, zmq.DONTWAIT, copy=False)
+        except zmq.ZMQError:  # EHOSTUNREACH: it has gone
+            return False
+        return True
+
     def receive(self, most: int = 256) -> list[PeerEvent]:
         """Return what has come on the sockets that the poller found ready, at most about `most` events a connection, without waiting."""
         events: list[PeerEvent] = []
@@ -250,7 +273,9 @@ class PeerSockets:
                 parts = _next(self._listener, taken > 0)
                 if parts is None:
                     break
-                if len(parts) == 2 and len(parts[0]) == len(self._own):
+                if len(parts) == 2 and len(parts[0]) == len(self._own) + 1 and parts[0].endswith(_BULK):
+                    events.append(Arrived(parts[0][:-1], parts[1]))
+                elif len(parts) == 2 and len(parts[0]) == len(self._own):
                     self._accepted.add(parts[0])
                     events.append(Arrived(parts[0], parts[1]))
                 else:
@@ -302,6 +327,114 @@ class PeerSockets:
                 self._poller.forget(socket)
                 socket.close()
         self._watcher = self._listener = self._judge = None
+
+
+class BulkSockets:
+    """Connections that a node makes for bulk: one to each node that it gets values from, in a context and with an I/O thread of their own.
+
+    Belongs to the thread that made it, but for `wake`. There are no heartbeats: pieces that do not come are missed, and `dial` is for that.
+    """
+
+    def __init__(self, own: bytes, key: ClusterKey) -> None:
+        self._own = own
+        self._key = key
+        self._zmq = zmq.Context(io_threads=1)
+        self._poller = zmq.Poller()
+        self._woken = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._poller.register(self._woken, zmq.POLLIN)
+        self._dialled: dict[bytes, tuple[zmq.Socket[bytes], zmq.Socket[bytes]]] = {}
+
+    def dial(self, node: bytes, address: str) -> None:
+        """Connect to a node's host:port, again and again until `hang_up`; a connection that there is already is made anew."""
+        self.hang_up(node)
+        socket = _secret_socket(self._zmq, zmq.DEALER, self._key)
+        monitor = _connect(socket, self._own + _BULK, self._key, address)
+        self._dialled[node] = socket, monitor
+        self._poller.register(socket, zmq.POLLIN)
+        self._poller.register(monitor, zmq.POLLIN)
+
+    def hang_up(self, node: bytes) -> None:
+        """Close the connection to a node, if there is one; nothing that waits is sent."""
+        found = self._dialled.pop(node, None)
+        if found is not None:
+            socket, monitor = found
+            self._poller.unregister(socket)
+            self._poller.unregister(monitor)
+            socket.disable_monitor()
+            monitor.close(0)
+            socket.close(0)
+
+    def send(self, node: bytes, frame: bytes) -> None:
+        """Send a frame, or let it wait until the node is connected; dropped when it was not dialled."""
+        found = self._dialled.get(node)
+        if found is not None:
+            found[0].send(frame, zmq.DONTWAIT)
+
+    def wake(self) -> None:
+        """Let `wait` return. From any thread."""
+        os.eventfd_write(self._woken, 1)
+
+    def wait(self, seconds: float) -> None:
+        """Wait until there may be something to receive, or `wake` was called, at most so long."""
+        for ready, _ in self._poller.poll(int(min(seconds, 3600.0) * 1000) + 1):
+            if ready == self._woken:
+                os.eventfd_read(self._woken)
+
+    def receive(self, most: int = 32) -> Iterator[PeerEvent | Brought]:
+        """Yield what has come, at most about `most` frames a connection, without waiting. Connections may be made and closed in between."""
+        for node, (socket, monitor) in list(self._dialled.items()):
+            if monitor.closed:
+                continue
+            while not monitor.closed and (parts := _next(monitor)) is not None:
+                kind = int(parse_monitor_message(parts)["event"])
+                if kind == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                    yield Connected(node)
+                elif kind == zmq.EVENT_DISCONNECTED:
+                    yield Disconnected(node)
+            for _ in range(most):
+                if socket.closed:
+                    break
+                try:
+                    frames = socket.recv_multipart(zmq.DONTWAIT, copy=False)
+                except zmq.Again:
+                    break
+                if len(frames) == 1:
+                    yield Arrived(node, frames[0].bytes)
+                elif len(frames) == 2:
+                    yield Brought(node, frames[0].bytes, frames[1].buffer)
+
+    def close(self) -> None:
+        """Close all connections."""
+        for node in list(self._dialled):
+            self.hang_up(node)
+        self._zmq.destroy(0)
+        os.close(self._woken)
+
+
+def _secret_socket(context: zmq.Context[zmq.Socket[bytes]], kind: int, key: ClusterKey) -> zmq.Socket[bytes]:
+    """A socket that speaks CURVE with the cluster's key."""
+    socket = context.socket(kind, _Socket)
+    socket.setsockopt(zmq.IPV6, 1)
+    socket.setsockopt(zmq.SNDHWM, 0)
+    socket.setsockopt(zmq.RCVHWM, 0)
+    socket.setsockopt(zmq.LINGER, _LINGER_MS)
+    socket.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME)
+    socket.setsockopt(zmq.HANDSHAKE_IVL, _STALLED_MS)
+    socket.setsockopt(zmq.CURVE_PUBLICKEY, key.public.encode())
+    socket.setsockopt(zmq.CURVE_SECRETKEY, key.secret.encode())
+    return socket
+
+
+def _connect(socket: zmq.Socket[bytes], name: bytes, key: ClusterKey, address: str) -> zmq.Socket[bytes]:
+    """Connect to host:port under a name; return what tells of the connection."""
+    socket.setsockopt(zmq.ROUTING_ID, name)
+    socket.setsockopt(zmq.CURVE_SERVERKEY, key.public.encode())
+    socket.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS)
+    socket.setsockopt(zmq.RECONNECT_IVL_MAX, _RECONNECT_MAX_MS)
+    monitor = socket.get_monitor_socket(_FAILED_HANDSHAKES | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
+    host, _, port = address.rpartition(":")
+    socket.connect(f"tcp://{_bracketed(host)}:{port}")
+    return monitor
 
 
 def _next(socket: zmq.Socket[bytes], ask: bool = True) -> list[bytes] | None:

@@ -37,10 +37,13 @@ class _Socket(zmq.Socket[bytes]):
 
 
 class Context:
-    """One ZeroMQ context with one I/O thread. Not to be made before a fork that should survive it."""
+    """One ZeroMQ context. Not to be made before a fork that should survive it."""
 
-    def __init__(self) -> None:
-        self.zmq = zmq.Context(io_threads=1)
+    def __init__(self, io_threads: int = 1) -> None:
+        """io_threads: threads that carry messages, and encrypt them; sockets that do not say otherwise use the first."""
+        self.io_threads = io_threads
+        self.zmq = zmq.Context(io_threads=io_threads)
+        self.zmq.setsockopt(zmq.AFFINITY, 1)
         self.pid = os.getpid()
 
     def outbox(self, endpoint: str) -> Outbox:

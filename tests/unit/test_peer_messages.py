@@ -29,7 +29,12 @@ EXAMPLES: list[pm.PeerMessage] = [
     pm.StoreReply(1, b"reply"),
     pm.Value(NODE, 1, 2, 3, b"abc", [NODE]),
     pm.Value(NODE, 1, 2, 1 << 40, None, []),
-    pm.Chunk(NODE, b"abc"),
+    pm.Ask(NODE, 7, 1 << 20, [0, 3], [NODE]),
+    pm.Piece(NODE, 7, 3, 0xE3069283),
+    pm.NotYet(NODE, 7),
+    pm.NotHere(NODE, 7, "gone"),
+    pm.Elsewhere(NODE, 7, NODE, "127.0.0.1:1"),
+    pm.Took(NODE, 7, True),
     pm.RunTasks(JOB, NODE, 7, [CallShape(NODE, 0, NODE, "f")], [TaskSpec(NODE, NODE, b"args")], [NODE]),
     pm.TasksEnded([NODE], [7], b"\0", [12], [pm.Value(NODE, 0, 0, 1, b"v", [])], NodeLoad({})),
     pm.CancelAway(NODE, True),
@@ -68,7 +73,14 @@ def test_every_message_survives_its_frame(message: pm.PeerMessage) -> None:
 
 def test_what_must_arrive_is_numbered() -> None:
     plain = {type(message) for message in EXAMPLES if not pm.is_numbered(message)}
-    assert plain == {pm.Join, pm.Joined, pm.Rejected, pm.Beat, pm.Loads, pm.NotMe}
+    assert plain == {pm.Join, pm.Joined, pm.Rejected, pm.Beat, pm.Loads, pm.NotMe} | {
+        pm.Ask,
+        pm.Piece,
+        pm.NotYet,
+        pm.NotHere,
+        pm.Elsewhere,
+        pm.Took,
+    }
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -85,7 +85,8 @@ class Cluster:
         self._gcs = gcs
         self._load = load
         self._end = end
-        self._sockets = PeerSockets(context, self.own, ClusterKey.read(place.key_file), poller)
+        self.key = ClusterKey.read(place.key_file)
+        self._sockets = PeerSockets(context, self.own, self.key, poller)
         port = self._sockets.listen(place.host, place.port)
         self.address = f"{place.host}:{port}"
         self.links = Links(self._sockets, Prober(poller), self.own)

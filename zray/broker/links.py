@@ -16,6 +16,8 @@ from zray.broker.reliable import NEVER, MalformedFrame, ReliableLink
 from zray.peer_transport import Arrived, Connected
 
 if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
     from zray.peer_transport import PeerSockets
     from zray.transport import Poller
 
@@ -124,6 +126,10 @@ class Links:
         """A node's host:port; empty: it connects to others."""
         self._addresses[node] = address
 
+    def address_of(self, node: bytes) -> str | None:
+        """Return a node's host:port; empty or None when it is not known."""
+        return self._addresses.get(node)
+
     def rename(self, stand_in: bytes, node: bytes) -> None:
         """A node that was addressed by a stand-in has told its id."""
         self.sockets.rename(stand_in, node)
@@ -173,6 +179,10 @@ class Links:
         """What a node has not acknowledged."""
         link = self._links.get(node)
         return link.unacked_bytes if link is not None else 0
+
+    def send_bulk(self, node: bytes, message: pm.PeerMessage, data: Buffer | None = None) -> bool:
+        """Answer what a node has asked over its bulk connection, with bytes that are not copied; False when that connection is gone."""
+        return self.sockets.send_bulk(node, pm.encode(message), data)
 
     # -- in -----------------------------------------------------------------------------------------------------------
 

@@ -1,44 +1,44 @@
 """Objects between nodes: lending, wanting, sending and receiving their values.
 
-Covers what a broker does about objects that other nodes have or need. Does not cover counts (`lending`) or how messages travel (`links`).
+Covers what a broker does about objects that other nodes have or need. Does not cover counts (`lending`), how messages travel (`links`), or how
+large values do (`transfer`).
 
 An object that this node has only been lent is an entry of its store like any other: pending until the value has come. It is made with the flag
-that has the store tell when its last reference goes. Values up to `INLINE_BYTES` travel in one message, larger ones in chunks, as fast as the
-receiver acknowledges them.
+that has the store tell when its last reference goes. Values up to `INLINE_BYTES` travel in the message that tells of them; larger ones are got from
+who has them, piece by piece.
 """
 
 from __future__ import annotations
 
-import collections
 from typing import TYPE_CHECKING, Final
 
 from zray import _store, errors, failures
 from zray.broker import peer_messages as pm
 from zray.broker.lending import Lending
+from zray.broker.transfer import Transfer
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from zray.broker.cluster import Cluster
     from zray.broker.server import Broker
-    from zray.object_store import ObjectRef
+    from zray.object_store import ObjectRef, Place
 
 INLINE_BYTES: Final = 256 << 10
-CHUNK_BYTES: Final = 1 << 20
-AHEAD_BYTES: Final = 8 << 20
-"""Bytes that a node may be behind in acknowledging before chunks for it wait."""
 
 
 class _Incoming:
-    """A value that comes in chunks."""
+    """A value that is on its way here."""
 
-    __slots__ = ("data", "filled", "header", "node")
+    __slots__ = ("header", "lenders", "ref", "refs")
 
-    def __init__(self, node: bytes, header: pm.Value) -> None:
-        self.node = node
+    def __init__(self, header: pm.Value, ref: ObjectRef, refs: list[ObjectRef]) -> None:
         self.header = header
-        self.data = bytearray(header.size)
-        self.filled = 0
+        self.ref = ref
+        self.refs = refs
+        """What it refers to."""
+        self.lenders: list[bytes] = []
+        """Nodes that keep it for this one until it is here."""
 
 
 class ObjectExchange:
@@ -54,8 +54,7 @@ class ObjectExchange:
         self._wanted: dict[bytes, set[bytes]] = {}
         """Objects that are not there yet, and the nodes that want them."""
         self._incoming: dict[bytes, _Incoming] = {}
-        self._outgoing: collections.deque[tuple[bytes, bytes, memoryview | bytes, int]] = collections.deque()
-        """(node, object, bytes, how many have left): values that leave in chunks."""
+        self.transfer = Transfer(cluster.own, cluster.key, cluster.links, broker.objects, self)
 
     # -- lending ------------------------------------------------------------------------------------------------------
 
@@ -71,6 +70,8 @@ class ObjectExchange:
         for name in self.lending.given_back(node, objects):
             self._kept.pop(name, None)
             self._wanted.pop(name, None)
+            if name not in self.lending.borrowed:
+                self.transfer.forget(name)
 
     def borrow(self, node: bytes, objects: Iterable[bytes]) -> list[ObjectRef]:
         """A message of `node` lends these: return references, and ask for the values that are not here."""
@@ -95,6 +96,8 @@ class ObjectExchange:
         lender = self.lending.done_with(name)
         if lender is None:
             return False
+        self._end_incoming(name)
+        self.transfer.forget(name)
         self._cluster.send(lender, pm.GiveBack([name]))
         return True
 
@@ -127,10 +130,10 @@ class ObjectExchange:
         self._cluster.send(node, self.value(node, ref))
 
     def value(self, node: bytes, ref: ObjectRef) -> pm.Value | pm.Lost:
-        """Make the message with a value for a node; a large one follows in chunks by itself."""
+        """Make the message with a value for a node, or (a large one) that tells of it."""
         name = ref.binary()
         try:
-            data = self._broker.objects.raw(ref)
+            data = self._broker.objects.readable(ref)
             _, _, kind, flags, _ = self._store.describe(ref)
             contained = self.lend(node, self._store.contained(ref))
         except errors.ZrayError as error:
@@ -139,43 +142,64 @@ class ObjectExchange:
         size = len(data)
         if size <= INLINE_BYTES:
             return pm.Value(name, kind, flags, size, bytes(data), contained)
-        self._outgoing.append((node, name, data, 0))
-        return pm.Value(name, kind, flags, size, None, contained)
-
-    def pump(self) -> None:
-        """Send chunks as far as their receivers keep up."""
-        for _ in range(len(self._outgoing)):
-            node, name, data, sent = self._outgoing.popleft()
-            while sent < len(data) and self._cluster.links.unacked_bytes(node) < AHEAD_BYTES:
-                self._cluster.send(node, pm.Chunk(name, bytes(data[sent : sent + CHUNK_BYTES])))
-                sent += CHUNK_BYTES
-            if sent < len(data):
-                self._outgoing.append((node, name, data, sent))
+        self.lend(node, [ref])  # until it has been got
+        return pm.Value(name, kind, flags, size, None, contained, self.transfer.version_of(name))
 
     # -- receiving ----------------------------------------------------------------------------------------------------
 
     def received(self, node: bytes, message: pm.Value) -> None:
-        """A value has come, or begins to."""
-        if message.data is None:
-            self._incoming[message.id] = _Incoming(node, message)
-        else:
+        """A value has come, or can be got from that node."""
+        if message.data is not None:
             self._fill(node, message, message.data)
+            return
+        refs = self.borrow(node, message.contained)
+        ref = self._store.reference(message.id)
+        if ref is None or self._store.done(ref):
+            self._cluster.send(node, pm.GiveBack([message.id]))
+            return
+        incoming = self._incoming.setdefault(message.id, _Incoming(message, ref, refs))
+        incoming.lenders.append(node)
+        self.transfer.pull(incoming.ref, message.version, message.size, len(message.contained), [node])
 
-    def chunk(self, message: pm.Chunk) -> None:
-        """The next piece of a value."""
-        found = self._incoming.get(message.id)
+    def arrived(self, object_: bytes, place: Place) -> None:
+        """The transfer has got a value: seal it."""
+        found = self._end_incoming(object_)
         if found is None:
             return
-        end = found.filled + len(message.data)
-        if end > found.header.size:
-            return
-        found.data[found.filled : end] = message.data
-        found.filled = end
-        if end == found.header.size:
-            del self._incoming[message.id]
-            self._fill(found.node, found.header, found.data)
+        try:
+            place.seal(found.header.kind, found.header.flags, found.refs)
+        except errors.ZrayError as error:
+            self._fail(object_, error)
+        self._tell_of([object_])
 
-    def _fill(self, node: bytes, message: pm.Value, data: bytes | bytearray) -> None:
+    def not_arrived(self, object_: bytes, reason: str, full: bool) -> None:
+        """The transfer cannot get a value."""
+        if self._end_incoming(object_) is None:
+            return
+        if full:
+            self._fail(
+                object_, errors.ObjectStoreFullError(f"no room for a copy of a value from another node: {reason}")
+            )
+        else:
+            self._fail(object_, errors.ObjectLostError.for_id(object_, reason))
+        self._tell_of([object_])
+
+    def _end_incoming(self, object_: bytes) -> _Incoming | None:
+        """A value is not on its way any more: those that offered it need not keep it for this node."""
+        found = self._incoming.pop(object_, None)
+        if found is not None:
+            for node in found.lenders:
+                self._cluster.send(node, pm.GiveBack([object_]))
+        return found
+
+    def look_for_unwanted(self) -> None:
+        """Give up what is on its way here and nobody waits for any more."""
+        for name in self.transfer.unwanted():
+            self._end_incoming(name)
+            self.transfer.forget(name)
+            self._fail(name, errors.ObjectLostError.for_id(name, "nobody here needed it any more"))
+
+    def _fill(self, node: bytes, message: pm.Value, data: bytes) -> None:
         refs = self.borrow(node, message.contained)
         ref = self._store.reference(message.id)
         if ref is None:
@@ -215,18 +239,18 @@ class ObjectExchange:
             self._kept.pop(name, None)
         for nodes in self._wanted.values():
             nodes.discard(node)
-        self._outgoing = collections.deque(item for item in self._outgoing if item[0] != node)
-        for name in [name for name, item in self._incoming.items() if item.node == node]:
-            del self._incoming[name]
+        self.transfer.node_gone(node, f"it is dead: {reason}")
         pending = []
         for name in orphans:
             ref = self._store.reference(name)
-            if ref is not None and not self._store.done(ref):
+            # What is on its way may have other sources.
+            if ref is not None and name not in self._incoming and not self._store.done(ref):
                 self._fail(name, errors.ObjectLostError.for_id(name, f"the node that had it is dead: {reason}"))
                 pending.append(name)
         if pending:
             self._tell_of(pending)
 
-    def busy(self) -> bool:
-        """Whether chunks wait to leave."""
-        return bool(self._outgoing)
+    def close(self) -> None:
+        """End all transfers."""
+        self._incoming.clear()
+        self.transfer.close()

@@ -6,6 +6,7 @@ Covers what crosses nodes. Does not cover messages within a node (`zray.wire`), 
 A frame is version byte, PLAIN or NUMBERED, the first 8 bytes of the receiver's id (zeros: whoever listens there), and
 
     PLAIN      kind byte, msgpack array of the fields                    may be lost: said again, or soon out of date
+               (a `Piece` is followed by the bytes it tells of, as the second part of one ZeroMQ message)
     NUMBERED   header of `reliable`, kind byte, msgpack array            arrives once, in order
 
 A broker that is addressed by another's name (its port was that one's before) answers with `NotMe`.
@@ -24,6 +25,8 @@ VERSION: Final = 1
 PLAIN: Final = 0
 NUMBERED: Final = 1
 ANYBODY: Final = bytes(8)
+PIECE_BYTES: Final = 1 << 20
+"""Most bytes of a value in one message: what else shares a connection's I/O thread waits no longer than it takes to encrypt so much."""
 _ENVELOPE: Final = 10
 
 
@@ -79,6 +82,64 @@ class NotMe(PeerMessage, frozen=True):
     """Who is here."""
 
 
+# -- bulk: plain, over connections of their own; whoever wants values asks again for what did not come (`pull`) ------------
+
+
+class Ask(PeerMessage, frozen=True):
+    """Who wants a value -> who has it, or is getting it: send these pieces. The receiver of the first one may name another source instead."""
+
+    id: bytes
+    version: int
+    piece_bytes: int
+    """Pieces are so long (the last one may be shorter); at most `PIECE_BYTES`."""
+    pieces: list[int]
+    avoid: list[bytes]
+    """Nodes that were named as sources and did not help."""
+
+
+class Piece(PeerMessage, frozen=True):
+    """Source -> who asked: the bytes in the next part are this piece of that version of that value."""
+
+    id: bytes
+    version: int
+    index: int
+    crc: int
+    """CRC-32C of the bytes as they lay at the source."""
+
+
+class NotYet(PeerMessage, frozen=True):
+    """Source -> who asked, now and then: what you asked for is on its way to here itself."""
+
+    id: bytes
+    version: int
+
+
+class NotHere(PeerMessage, frozen=True):
+    """Source -> who asked: it has not that version of that value, and will not get it."""
+
+    id: bytes
+    version: int
+    reason: str
+
+
+class Elsewhere(PeerMessage, frozen=True):
+    """Source -> who asked: get it from that node, which has it or is getting it."""
+
+    id: bytes
+    version: int
+    node: bytes
+    address: str
+
+
+class Took(PeerMessage, frozen=True):
+    """Who asked -> each source: nothing more is wanted of that value."""
+
+    id: bytes
+    version: int
+    whole: bool
+    """It is all there now, and could be had from here."""
+
+
 # -- numbered ----------------------------------------------------------------------------------------------------------
 
 
@@ -122,7 +183,7 @@ class StoreReply(PeerMessage, frozen=True):
 
 
 class Value(PeerMessage, frozen=True):
-    """A value on its way: whole, or (data is None) followed by `Chunk`s. Any node -> who wants it, or who waits for the result."""
+    """A value on its way: whole, or (data is None) to be asked for piece by piece. Any node -> who wants it, or who waits for the result."""
 
     id: bytes
     kind: int
@@ -131,13 +192,8 @@ class Value(PeerMessage, frozen=True):
     data: bytes | None
     contained: list[bytes]
     """Objects that it refers to: lent to the receiver, each once."""
-
-
-class Chunk(PeerMessage, frozen=True):
-    """A piece of a value that was announced, in order."""
-
-    id: bytes
-    data: bytes
+    version: int = 0
+    """Of a value that is to be asked for: the same number stands for the same bytes, wherever they are."""
 
 
 class RunTasks(PeerMessage, frozen=True):
@@ -307,6 +363,12 @@ KINDS: Final[dict[int, type[PeerMessage]]] = {
     4: Beat,
     5: Loads,
     6: NotMe,
+    7: Ask,
+    8: Piece,
+    9: NotYet,
+    10: NotHere,
+    11: Elsewhere,
+    12: Took,
     20: NodeUp,
     21: NodeChanged,
     22: Leave,
@@ -314,7 +376,6 @@ KINDS: Final[dict[int, type[PeerMessage]]] = {
     24: StoreRequest,
     25: StoreReply,
     26: Value,
-    27: Chunk,
     28: RunTasks,
     29: TasksEnded,
     30: CancelAway,

@@ -325,7 +325,6 @@ class RemoteTasks:
                 self._broker._own_load(),
             ),
         )
-        self._exchange.pump()
 
     def cancel(self, node: bytes, message: pm.CancelAway) -> None:
         """Nobody waits for a guest any more."""

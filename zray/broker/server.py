@@ -102,7 +102,7 @@ class Broker:
         self.fd = fd
         store.register(_store.PROC_BROKER)
         self.objects = ObjectStore(store, config.spill_directory)
-        self.context = Context()
+        self.context = Context(1 if config.cluster is None else 2)
         self.inbox = self.context.inbox(ipc_endpoint(config.directory, "b"))
         self.forks = ForkChannel(channel, fork_parent_pid)
         self.poller = Poller(self.inbox)
@@ -177,8 +177,10 @@ class Broker:
         try:
             next_tick = time.monotonic() + _TICK_S
             while self.running:
-                cluster = self.cluster
+                cluster, exchange = self.cluster, self.exchange
                 wake_at = min(next_tick, self.scheduler.wake_at, NEVER if cluster is None else cluster.wake_at)
+                if exchange is not None:
+                    wake_at = min(wake_at, exchange.transfer.wake_at)
                 wait = max(0.0, wake_at - time.monotonic())
                 has_messages, descriptors, has_news = self.poller.wait(int(wait * 1000) + 1)
                 if has_messages:
@@ -195,12 +197,12 @@ class Broker:
                 if cluster is not None:
                     if has_news:
                         cluster.serve(now)
-                        if self.exchange is not None:
-                            self.exchange.pump()
                         if self.remote is not None:
                             self.remote.flush()
                     if now >= cluster.wake_at:
                         cluster.tick(now)
+                if exchange is not None and now >= exchange.transfer.wake_at:
+                    exchange.transfer.tick(now)
                 if now >= next_tick or now >= self.scheduler.wake_at:
                     self._tick(now)
                     next_tick = now + (_IDLE_TICK_S if self.scheduler.is_idle() else _TICK_S)
@@ -466,6 +468,8 @@ class Broker:
                 self.running = False
             elif fd == self.forks.fileno():
                 self._serve_fork_parent()
+            elif self.exchange is not None and fd == self.exchange.transfer.fileno():
+                self.exchange.transfer.take_in()
             else:
                 for number, job in list(self.jobs.items()):
                     if job.pidfd == fd:
@@ -612,6 +616,8 @@ class Broker:
         if self.performer.interrupts:
             self.performer.repeat_interrupts()
         self._repeat_early(now)
+        if self.exchange is not None:
+            self.exchange.look_for_unwanted()
         if self._exits_ahead:
             self._serve_exits_ahead()
         busy = frozenset(w.number for w in self.workers.values() if w.process and self.store.expected(w.process))
@@ -646,6 +652,7 @@ class Broker:
         remote = self.remote = RemoteTasks(self, cluster, exchange)
         self.remote_actors = RemoteActors(self, cluster, exchange, remote)
         self.output = RemoteOutput(self, cluster, remote)
+        self.poller.add(exchange.transfer.fileno())
         cluster.on_peer = self._peer_changed
         cluster.serve_also(pm.RunTasks, remote.run)
         cluster.serve_also(pm.TasksEnded, self._ended_elsewhere)
@@ -655,7 +662,8 @@ class Broker:
         cluster.serve_also(pm.JobOver, lambda _, m: remote.job_over(m.job, m.reason))
         cluster.serve_also(pm.Want, lambda node, m: exchange.wanted(node, m.ids))
         cluster.serve_also(pm.Value, exchange.received)
-        cluster.serve_also(pm.Chunk, lambda _, m: exchange.chunk(m))
+        cluster.serve_also(pm.Ask, exchange.transfer.asked)
+        cluster.serve_also(pm.Took, exchange.transfer.took)
         cluster.serve_also(pm.Lost, lambda _, m: exchange.lost(m))
         cluster.serve_also(pm.GiveBack, lambda node, m: exchange.given_back(node, m.ids))
 
@@ -720,6 +728,8 @@ class Broker:
         for worker in self.workers.values():
             kill_group(worker.pid)
         kill_group_of_fork_parent(self.forks.pid)
+        if self.exchange is not None:
+            self.exchange.close()
         if self.cluster is not None:
             self.cluster.close("it was ended")
         self.context.close()

@@ -103,6 +103,8 @@ def statistics(broker: Broker, _: str) -> dict[str, Any]:
         found["objects_lent"] = len(broker.exchange.lending.lent)
         found["objects_borrowed"] = len(broker.exchange.lending.borrowed)
         found["guests"] = broker.remote.guests
+        found["bytes_sent"] = broker.exchange.transfer.sent_bytes
+        found["bytes_received"] = broker.exchange.transfer.bulk.received_bytes
     return found
 
 

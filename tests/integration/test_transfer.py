@@ -1,0 +1,388 @@
+"""Values on their way between nodes, with real sockets and stores: damage, deaths, several sources, passing on, room; and whole clusters."""
+
+from __future__ import annotations
+
+import gc
+import os
+import random
+import tempfile
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import zmq
+
+import zray
+from tests.helpers import Gate, query, wait_for
+from zray import _store
+from zray.broker import peer_messages as pm
+from zray.broker.bulk import Bulk, Got, NotGot
+from zray.broker.pull import piece_size
+from zray.broker.transfer import Transfer
+from zray.cluster_utils import Cluster
+from zray.object_store import ObjectRef, ObjectStore
+from zray.peer_transport import Arrived, ClusterKey, Disconnected, PeerSockets
+from zray.transport import Context, Poller, ipc_endpoint
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from zray.object_store import Place
+
+HERE, B, C = (bytes([n]) * 16 for n in (1, 2, 3))
+X = bytes([101]) * 16
+MIB = 1 << 20
+VALUE = random.Random(1).randbytes(12 * MIB + 12345)
+KIND = 0
+
+
+def _let_pyzmq_start_its_thread() -> None:
+    """What is sent without a copy is let go of in a thread that pyzmq starts with the first such message and keeps."""
+    with zmq.Context() as context, context.socket(zmq.PAIR) as near, context.socket(zmq.PAIR) as far:
+        near.bind("inproc://first")
+        far.connect("inproc://first")
+        near.send(bytes(MIB), copy=False)
+        far.recv()
+
+
+_let_pyzmq_start_its_thread()
+
+
+class Source:
+    """A node that has VALUE as version 7 of X and sends it; what is done to a piece on its way out is up to the test."""
+
+    def __init__(self, own: bytes, key: ClusterKey, directory: str, number: int) -> None:
+        self.own = own
+        self.key = key
+        self._inbox = ipc_endpoint(directory, f"s{number}")
+        self.port = 0
+        self.took: list[pm.Took] = []
+        self.asks: list[pm.Ask] = []
+        self.sent = 0
+        self.most = 1 << 30
+        """Pieces that it sends before it falls silent."""
+        self.damage: Callable[[int, bytearray], None] = lambda index, data: None
+        self.open()
+
+    def open(self) -> None:
+        self.context = Context()
+        self.poller = Poller(self.context.inbox(self._inbox))
+        self.sockets = PeerSockets(self.context, self.own, self.key, self.poller)
+        self.port = self.sockets.listen("127.0.0.1", self.port)
+
+    def look(self) -> None:
+        self.poller.wait(1)
+        for event in self.sockets.receive():
+            if isinstance(event, Arrived):
+                message = pm.decode(pm.open_envelope(event.frame)[2])
+                if isinstance(message, pm.Ask):
+                    self.asks.append(message)
+                    for index in message.pieces:
+                        self.send(event.node, message, index)
+                elif isinstance(message, pm.Took):
+                    self.took.append(message)
+            else:
+                assert isinstance(event, Disconnected)
+
+    def send(self, node: bytes, ask: pm.Ask, index: int) -> None:
+        if ask.version != 7:
+            self.sockets.send_bulk(node, pm.encode(pm.NotHere(ask.id, ask.version, "another version")))
+        elif self.sent < self.most:
+            self.sent += 1
+            data = bytearray(VALUE[index * ask.piece_bytes : (index + 1) * ask.piece_bytes])
+            crc = _store.crc32c(data)
+            self.damage(index, data)  # between the store and the wire
+            self.sockets.send_bulk(node, pm.encode(pm.Piece(ask.id, ask.version, index, crc)), bytes(data))
+
+    def close(self) -> None:
+        self.sockets.close()
+        self.context.close()
+
+
+class Rig:
+    """A store, the thread that gets values into it, and sources."""
+
+    def __init__(self, directory: Path, short: str, capacity: int = 64 * MIB) -> None:
+        self._fd = os.memfd_create("zray-test")
+        _store.Store.format(self._fd, capacity, 1000)
+        self.store = _store.Store(self._fd)
+        self.store.register(_store.PROC_BROKER)
+        self.objects = ObjectStore(self.store, str(directory))
+        self.key = ClusterKey.new()
+        self.sources = {node: Source(node, self.key, short, number) for number, node in enumerate((B, C))}
+        self.bulk = Bulk(HERE, self.key, self.objects, self.address_of)
+        self.outcomes: list[Any] = []
+
+    def address_of(self, node: bytes) -> str | None:
+        return f"127.0.0.1:{self.sources[node].port}" if node in self.sources else None
+
+    def expect(self, name: bytes = X) -> ObjectRef:
+        return self.store.expect(name, 0, None, None, "")
+
+    def pull(self, ref: ObjectRef, *sources: bytes, version: int = 7, size: int = len(VALUE)) -> None:
+        self.bulk.pull(ref, version, size, 0, sources)
+
+    def look(self) -> list[Any]:
+        for source in self.sources.values():
+            source.look()
+        self.outcomes += self.bulk.outcomes()
+        return self.outcomes
+
+    def until(self, condition: Callable[[], Any]) -> None:
+        def look() -> Any:
+            self.look()
+            return condition()
+
+        wait_for(look, 30)
+
+    def outcome(self) -> Any:
+        self.until(lambda: self.outcomes)
+        return self.outcomes.pop()
+
+    def seal(self, ref: ObjectRef) -> bytes:
+        """The value that has come."""
+        got = self.outcome()
+        assert isinstance(got, Got), got
+        assert got.place.seal(KIND, 0, [])
+        self.bulk.sealed(got.object)
+        return bytes(self.objects.raw(ref))
+
+    def end(self) -> None:
+        self.outcomes.clear()
+        self.bulk.close()
+        for source in self.sources.values():
+            source.close()
+        gc.collect()
+        self.store.check()
+        assert self.store.statistics()["open"] == 0
+        self.store.close()
+        os.close(self._fd)
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Iterator[Rig]:
+    with tempfile.TemporaryDirectory(prefix="zt", dir="/tmp") as short:
+        found = Rig(tmp_path, short)
+        yield found
+        found.end()
+
+
+def test_a_value_comes_into_the_store(rig: Rig) -> None:
+    ref = rig.expect()
+    rig.pull(ref, B)
+    assert rig.seal(ref) == VALUE
+    assert rig.bulk.received_bytes == len(VALUE)
+    rig.until(lambda: rig.sources[B].took == [pm.Took(X, 7, True)])
+
+
+def test_a_flipped_bit_is_found_and_the_piece_comes_again(rig: Rig) -> None:
+    flipped = []
+
+    def flip(index: int, data: bytearray) -> None:
+        if index in (3, 9) and index not in flipped:
+            flipped.append(index)
+            data[len(data) // 2] ^= 4
+
+    rig.sources[B].damage = flip
+    ref = rig.expect()
+    rig.pull(ref, B)
+    assert rig.seal(ref) == VALUE
+    assert flipped == [3, 9]
+    assert rig.bulk.pulls.damaged == 2
+    count = -(-len(VALUE) // piece_size(len(VALUE)))
+    assert rig.sources[B].sent == count + 2
+
+
+def test_two_sources_share_a_value(rig: Rig) -> None:
+    ref = rig.expect()
+    rig.pull(ref, B, C)
+    assert rig.seal(ref) == VALUE
+    assert rig.sources[B].sent
+    assert rig.sources[C].sent
+
+
+def test_one_source_dies_and_the_other_goes_on(rig: Rig) -> None:
+    rig.sources[B].most = 3
+    ref = rig.expect()
+    rig.pull(ref, B)
+    rig.until(lambda: rig.bulk.received_bytes > 2 * MIB)
+    rig.pull(ref, C)
+    rig.bulk.node_gone(B, "killed")
+    assert rig.seal(ref) == VALUE
+    assert rig.sources[B].sent == 3
+
+
+def test_all_sources_dead(rig: Rig) -> None:
+    rig.sources[B].most = 3
+    ref = rig.expect()
+    rig.pull(ref, B)
+    rig.until(lambda: rig.bulk.received_bytes > 2 * MIB)
+    rig.bulk.node_gone(B, "killed")
+    failed = rig.outcome()
+    assert failed == NotGot(X, failed.reason, False)
+    assert "killed" in failed.reason
+    assert not rig.store.done(ref)
+    # The object is pending as before, and can be got anew.
+    rig.pull(ref, C)
+    assert rig.seal(ref) == VALUE
+
+
+def test_a_connection_that_breaks_is_made_again(rig: Rig) -> None:
+    source = rig.sources[B]
+    source.most = 4
+    ref = rig.expect()
+    rig.pull(ref, B)
+    rig.until(lambda: rig.bulk.received_bytes > 2 * MIB)
+    source.close()
+    source.most = 1 << 30
+    source.open()
+    assert rig.seal(ref) == VALUE
+
+
+def test_versions_do_not_mix(rig: Rig) -> None:
+    ref = rig.expect()
+    rig.pull(ref, B, version=8)
+    failed = rig.outcome()
+    assert isinstance(failed, NotGot)
+    assert "another version" in failed.reason
+    assert rig.bulk.received_bytes == 0
+
+
+def test_interest_ends_in_the_middle(rig: Rig) -> None:
+    source = rig.sources[B]
+    source.most = 3
+    ref = rig.expect()
+    before = rig.store.statistics()["used"]
+    rig.pull(ref, B)
+    rig.until(lambda: rig.bulk.received_bytes > 2 * MIB)
+    assert rig.store.statistics()["used"] > before + len(VALUE) // 2
+    rig.bulk.forget(X)
+    rig.until(lambda: source.took == [pm.Took(X, 7, False)])
+    rig.until(lambda: rig.store.statistics()["used"] == before)
+    assert rig.outcomes == []
+
+
+def test_what_does_not_fit_the_store_comes_into_a_file(rig: Rig, tmp_path: Path) -> None:
+    filler = rig.store.put(bytes(16), bytes(60 * MIB), [], 0, 60 * MIB, [])
+    pinned = rig.store.read(filler)
+    ref = rig.expect()
+    rig.pull(ref, B)
+    assert rig.seal(ref) == VALUE
+    assert [path.name for path in tmp_path.iterdir()] == [f"{X.hex()}.value"]
+    del pinned
+
+
+def test_values_that_nobody_reads_make_room(rig: Rig, tmp_path: Path) -> None:
+    filler = rig.store.put(bytes(16), bytes(60 * MIB), [], 0, 60 * MIB, [])
+    ref = rig.expect()
+    rig.pull(ref, B)
+    assert rig.seal(ref) == VALUE
+    assert rig.store.describe(filler)[0] == _store.STATE_SPILLED
+    assert rig.store.describe(ref)[3] & _store.FLAG_FILE == 0
+
+
+# -- the giving side -----------------------------------------------------------------------------------------------------
+
+
+class _Links:
+    """The part of a broker's links that giving needs; keeps what is sent."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[bytes, pm.PeerMessage, bytes | None]] = []
+        self.kept: list[Any] = []
+
+    def address_of(self, node: bytes) -> str | None:
+        return f"10.0.0.{node[0]}:1"
+
+    def send_bulk(self, node: bytes, message: pm.PeerMessage, data: Any = None) -> bool:
+        self.sent.append((node, message, None if data is None else bytes(data)))
+        self.kept.append(data)
+        return True
+
+
+class _Nobody:
+    def arrived(self, object_: bytes, place: Place) -> None:
+        raise AssertionError
+
+    def not_arrived(self, object_: bytes, reason: str, full: bool) -> None:
+        raise AssertionError
+
+
+def test_what_is_sent_stays_in_place_until_it_has_left(rig: Rig) -> None:
+    links = _Links()
+    transfer = Transfer(HERE, rig.key, links, rig.objects, _Nobody())  # type: ignore[arg-type]
+    ref = rig.store.put(X, VALUE, [], KIND, len(VALUE), [])
+    version = transfer.version_of(X)
+    assert transfer.version_of(X) == version
+    size = piece_size(len(VALUE))
+    transfer.asked(B, pm.Ask(X, version, size, [0, 1, 99, -1], []))
+    [(node, piece, data), (_, second, _)] = links.sent
+    assert (node, piece, data) == (B, pm.Piece(X, version, 0, _store.crc32c(VALUE[:size])), VALUE[:size])
+    assert isinstance(second, pm.Piece)
+    assert second.index == 1
+    transfer.forget(X)
+    del ref
+    gc.collect()
+    assert rig.store.statistics()["used"] >= len(VALUE), "a piece of it has not left yet"
+    links.kept.clear()
+    gc.collect()
+    assert rig.store.statistics()["used"] < MIB
+    transfer.asked(B, pm.Ask(X, version, size, [0], []))
+    assert isinstance(links.sent[-1][1], pm.NotHere)
+    transfer.close()
+
+
+def test_the_second_who_asks_is_sent_to_the_first(rig: Rig) -> None:
+    links = _Links()
+    transfer = Transfer(HERE, rig.key, links, rig.objects, _Nobody())  # type: ignore[arg-type]
+    ref = rig.store.put(X, VALUE, [], KIND, len(VALUE), [])
+    ask = pm.Ask(X, transfer.version_of(X), piece_size(len(VALUE)), [0], [])
+    transfer.asked(B, ask)
+    transfer.asked(C, ask)
+    assert isinstance(links.sent[0][1], pm.Piece)
+    assert links.sent[1][:2] == (C, pm.Elsewhere(X, ask.version, B, "10.0.0.2:1"))
+    transfer.asked(C, pm.Ask(X, ask.version, ask.piece_bytes, [0], [B]))
+    assert isinstance(links.sent[2][1], pm.Piece), "B was no help"
+    transfer.close()
+    del ref
+
+
+# -- clusters ------------------------------------------------------------------------------------------------------------
+
+
+@zray.remote
+def digest(array: Any) -> tuple[str, int, int]:
+    return zray.get_runtime_context().get_node_id(), int(array[::4096].sum()), len(array)
+
+
+def test_a_value_that_all_want_spreads_through_those_that_want_it(gate: Callable[[str], Gate]) -> None:
+    """Eight nodes get 16 MiB; its owner sends it fewer than three times."""
+    with Cluster(initialize_head=True, head_node_args={"num_cpus": 0}) as cluster:
+        for number in range(8):
+            cluster.add_node(num_cpus=1, resources={f"n{number}": 1})
+        cluster.connect()
+        cluster.wait_for_nodes()
+        on = [digest.options(resources={f"n{number}": 1}) for number in range(8)]
+        zray.get([f.remote(np.ones(1, np.uint8)) for f in on], timeout=60)  # workers have started
+        array = np.random.default_rng(1).integers(0, 255, 16 * MIB, dtype=np.uint8)
+        ref = zray.put(array)
+        found = zray.get([f.remote(ref) for f in on], timeout=60)
+        assert len({node for node, _, _ in found}) == 8
+        assert {(total, size) for _, total, size in found} == {(int(array[::4096].sum()), 16 * MIB)}
+        sent = query("statistics")["bytes_sent"]
+        assert 16 * MIB <= sent < 3 * 16 * MIB, f"{sent / (16 * MIB):.1f} times"
+        del ref
+
+
+def test_larger_than_the_store_there_and_spilled_here() -> None:
+    settings: dict[str, Any] = {"num_cpus": 0, "object_store_memory": 96 * MIB}
+    with Cluster(initialize_head=True, head_node_args=settings) as cluster:
+        cluster.add_node(num_cpus=1, object_store_memory=32 * MIB)
+        cluster.connect()
+        cluster.wait_for_nodes()
+        arrays = [np.full(48 * MIB, n, np.uint8) for n in (1, 2, 3)]
+        refs = [zray.put(array) for array in arrays]  # the first ones go to disk
+        for n, ref in enumerate(refs, 1):
+            assert zray.get(digest.remote(ref), timeout=60)[1:] == (n * 48 * MIB // 4096, 48 * MIB)
+        del refs
