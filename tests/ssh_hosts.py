@@ -11,7 +11,6 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -53,8 +52,8 @@ class SshHost:
         self.place = network.place / name
         self.home = self.place / "home"
         self.home.mkdir(parents=True)
-        self.directory = self.place / "z"
-        """For the cluster."""
+        self.clusters = self.place / "z"
+        """Holds a directory for each cluster."""
         self._network = network
         self._sshd: subprocess.Popen[bytes] | None = None
 
@@ -90,6 +89,19 @@ class SshHost:
             )
         wait_for(lambda: b"listening" in (self.place / "sshd.log").read_bytes(), what=f"sshd of {self.name} listens")
 
+    def listen_mute(self) -> None:
+        """Take connections where sshd would be, and never say a word."""
+        program = f"import socket, time; s = socket.create_server(({self.address!r}, {_PORT})); print('listening', flush=True); time.sleep(9e5)"
+        log = (self.place / "sshd.log").open("wb")
+        with log:
+            self._sshd = subprocess.Popen(
+                self._network.command(sys.executable, "-c", program, namespace=self.namespace),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        wait_for(lambda: b"listening" in (self.place / "sshd.log").read_bytes(), what=f"{self.name} listens")
+
     def stop(self) -> None:
         """End its sshd."""
         if self._sshd is not None:
@@ -97,18 +109,24 @@ class SshHost:
             self._sshd.wait(10)
             self._sshd = None
 
-    def leftovers(self) -> list[object]:
-        """What of a cluster is here: processes and files."""
-        running = processes_under(str(self.directory / "run"))
-        files = sorted(map(str, self.directory.rglob("*"))) if self.directory.exists() else []
-        return [*running.items(), *([str(self.directory)] if self.directory.exists() else []), *files]
+    def directory(self, cluster: str) -> Path:
+        """Return where a cluster of this name is to live here."""
+        return self.clusters / cluster
 
-    def kill_all(self) -> None:
+    def leftovers(self, cluster: str) -> list[object]:
+        """What of a cluster is here: processes and files."""
+        place = self.directory(cluster)
+        running = processes_under(str(place / "run"))
+        files = [place, *sorted(place.rglob("*"))] if place.exists() else []
+        return [*running.items(), *map(str, files)]
+
+    def kill_all(self, cluster: str) -> None:
         """End what a failed test left."""
-        for pid in processes_under(str(self.directory / "run")):
+        place = self.directory(cluster)
+        for pid in processes_under(str(place / "run")):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        shutil.rmtree(self.directory, ignore_errors=True)
+        shutil.rmtree(place, ignore_errors=True)
 
 
 class SshNetwork:
@@ -163,9 +181,10 @@ class SshNetwork:
         """Return the command line that runs a program in the network, beside the hosts or (namespace) on one."""
         return ["ip", "netns", "exec", namespace or self.outside, *arguments]
 
-    def popen(self, *arguments: str, **more: Any) -> subprocess.Popen[str]:
+    def popen(self, *arguments: str, variables: dict[str, str] | None = None, **more: Any) -> subprocess.Popen[str]:
         """Start `zray-cluster` beside the hosts."""
         environment = {name: value for name, value in os.environ.items() if name not in (RUNTIME, "SSH_AUTH_SOCK")}
+        environment.update(variables or {})
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PROJECT), environment.get("PYTHONPATH", "")]))
         return subprocess.Popen(
             self.command(sys.executable, "-W", "error", "-m", "zray.launcher.cli", *arguments),
@@ -183,14 +202,7 @@ class SshNetwork:
     def close(self) -> None:
         """End all sshd and remove namespaces and files."""
         for host in self.hosts.values():
-            host.kill_all()
             host.stop()
         for namespace in self._namespaces:
             subprocess.run(["ip", "netns", "del", namespace], check=False)
         shutil.rmtree(self.place, ignore_errors=True)
-
-
-def mute_listener(address: str, port: int = _PORT) -> socket.socket:
-    """Return a socket that takes connections and never says a word (call it in the host's namespace)."""
-    made = socket.create_server((address, port))
-    return made

@@ -47,14 +47,17 @@ while left:
 exec(compile(b"".join(parts), "zray-cluster", "exec"))
 """
 
+_PROBE: Final = "import sys; print('%d.%d.%d' % sys.version_info[:3]); sys.exit(3 * (sys.version_info < (3, 10)))"
+"""Exits with 3 where Python is too old; whatever else fails is no Python at all."""
 _SCRIPT: Final = """\
 found=
 for p in {candidates}; do
   case $p in "~/"*) p=$HOME/${{p#??}};; esac
-  v=$("$p" -I -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])' 2>/dev/null </dev/null) || continue
-  found="$found $p is $v;"
-  "$p" -c 'import sys; sys.exit(sys.version_info < (3, 10))' </dev/null || continue
-  exec "$p" -I -u -c {reader}
+  v=$("$p" -I -c {probe} 2>/dev/null </dev/null)
+  case $? in
+    0) exec "$p" -I -u -c {reader};;
+    3) found="$found $p is $v;";;
+  esac
 done
 printf '\\n%s {{"{no_python}": "%s"}}\\n' {token} "$found"
 """
@@ -77,6 +80,7 @@ def introduction(token: str, python: str) -> tuple[str, bytes]:
     text = program(token)
     script = _SCRIPT.format(
         candidates=" ".join(map(shlex.quote, [python] if python else PYTHONS)),
+        probe=shlex.quote(_PROBE),
         reader=shlex.quote(_READ_PROGRAM.format(size=len(text))),
         no_python=NO_PYTHON,
         token=token,

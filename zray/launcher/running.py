@@ -118,7 +118,7 @@ class HostRun:
         install = self.cluster.install
         return f"{install.directory}/bin/python" if install.wanted else self.conversation.executable
 
-    async def ask(self, what: str, **fields: Any) -> Any:
+    async def ask(self, what: str, *, payload: bytes = b"", **fields: Any) -> Any:
         """Make a request about the cluster's place there, at the cost of the host's budget. Raises as `Conversation.request`."""
         with self.budget.spend() as left:
             message = {
@@ -127,7 +127,7 @@ class HostRun:
                 "limit": max(1.0, left - _MARGIN_S),
                 **fields,
             }
-            return await self.conversation.request(message, left, column=self.column)
+            return await self.conversation.request(message, left, column=self.column, payload=payload)
 
     async def facts(self) -> HostFacts:
         """Look at the host."""

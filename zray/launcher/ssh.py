@@ -32,7 +32,7 @@ _HANG_UP_S: Final = 1.0
 _MAX_STDERR: Final = 8000
 _TRIES: Final = 3
 _PAUSE_S: Final = 0.5
-_CROWDED: Final = ("kex_exchange_identification", "Connection reset by peer", "banner exchange")
+_CROWDED: Final = ("kex_exchange_identification", "Connection reset by peer")
 """What ssh says when a server (or a jump host) has too many connections in the making: worth another try."""
 
 

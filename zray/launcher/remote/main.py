@@ -95,8 +95,8 @@ class Agent:
         if what == "submit":
             if record is None:
                 raise node_life.CannotStart("no node of the cluster runs on this host")
-            command = [place.python if word == "{python}" else word for word in request["job"]["command"]]
-            return jobs.submit(place, head, {**request["job"], "command": command}, payload)
+            job = {**request["job"], "command": [place.python, *request["job"]["command"]]}
+            return jobs.submit(place, head, job, payload)
         raise OSError(f"unknown request {what!r}")
 
 
