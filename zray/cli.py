@@ -1,4 +1,4 @@
-"""The command line: `zray start`, `zray stop`, `zray status`, `zray demo`, `zray microbenchmark`, `zray version`.
+"""The command line: `zray start`, `zray stop`, `zray status`, `zray key`, `zray demo`, `zray microbenchmark`, `zray version`.
 
 Covers arguments and exit codes only; each command imports what it runs when it is run, so that `zray --help` stays
 quick. Neighbours: `zray.node`, `zray.demo`, `zray.microbenchmark`.
@@ -8,10 +8,16 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import signal
+import threading
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from zray.node import Node
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -68,6 +74,8 @@ def _mapping(_context: click.Context, _parameter: click.Parameter, value: str) -
     type=click.FloatRange(min=0.5),
     help="Seconds of silence after which the head takes a node for dead, and a node the head for gone.",
 )
+@click.option("--block", is_flag=True, help="Stay, and end the node when this command is ended (for srun, containers).")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def start(
     head: bool,
     address: str,
@@ -81,6 +89,8 @@ def start(
     resources: dict[str, float],
     labels: dict[str, str],
     node_timeout: float,
+    block: bool,
+    as_json: bool,
 ) -> None:
     """Start a node of a cluster on this machine; it runs until `zray stop`.
 
@@ -98,18 +108,63 @@ def start(
     settings = nodes.NodeSettings(num_cpus, num_gpus, memory, resources, object_store_memory, labels)
     place = nodes.ClusterSettings(host or nodes.own_address(address), port, address, key or "", node_timeout)
     try:
-        started = nodes.start(settings, 0, place)
+        # A node that is waited for must not outlive who waits, whatever ends that.
+        started = nodes.start(settings, os.getpid() if block else 0, place)
     except (errors.ZraySystemError, OSError, ValueError) as error:
         raise click.ClickException(str(error)) from None
     record = started.record
-    click.echo(f"node {record.node[:8]} listens on {record.address}, process {record.broker_pid}")
-    if head:
-        click.echo(f"key       {record.key_file}")
-        click.echo(
-            f"join      zray start --address {record.address} --key FILE   (a copy of the key, on the other machine)"
-        )
-    click.echo(f'use       zray.init(address="{record.head}")')
-    click.echo("end       zray stop")
+    if as_json:
+        told = {"node": record.node, "address": record.address, "head": record.head, "key": record.key_file}
+        click.echo(json.dumps({**told, "pid": record.broker_pid}))
+    else:
+        click.echo(f"node {record.node[:8]} listens on {record.address}, process {record.broker_pid}")
+        if head:
+            click.echo(f"key       {record.key_file}")
+            click.echo(
+                f"join      zray start --address {record.address} --key FILE   (a copy of the key, on the other machine)"
+            )
+        click.echo(f'use       zray.init(address="{record.head}")')
+        click.echo(f"end       {'Ctrl-C' if block else 'zray stop'}")
+    if block:
+        _wait_for_node(started)
+
+
+def _wait_for_node(node: Node) -> None:
+    """Wait until the node ends, or end it when this process is asked to end. Exits with 1 when it ended by itself."""
+    asked = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda *_: asked.set())
+    # In a container this may be process 1: then orphans of the node's workers come here, and somebody has to wait for them.
+    reaps = os.getpid() == 1
+    while not asked.wait(0.2):
+        if node.process.poll() is not None:
+            break
+        while reaps and (gone := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is not None:
+            if gone.si_pid == node.process.pid:
+                break
+            os.waitpid(gone.si_pid, 0)
+    ended_by_itself = not asked.is_set()
+    node.stop()
+    if ended_by_itself:
+        raise SystemExit(1)
+
+
+@main.command()
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+def key(file: Path) -> None:
+    """Make a key for a cluster, in a FILE that only you can read; `zray start --key FILE` takes it.
+
+    `zray start --head` makes one by itself; this is for where all nodes start at the same time (a batch system, Kubernetes).
+    """
+    from zray.peer_transport import ClusterKey
+
+    if file.exists():
+        raise click.ClickException(f"{file} is there already; it may be a running cluster's")
+    try:
+        ClusterKey.new().write(str(file))
+    except OSError as error:
+        raise click.ClickException(f"{file}: {error.strerror}") from None
+    click.echo(f"wrote {file}")
 
 
 @main.command()

@@ -32,8 +32,8 @@ def test_required_packages_are_few_and_known(project: dict[str, list[str]]) -> N
 
 
 def test_extras_and_script(project: dict[str, dict[str, object]]) -> None:
-    assert set(project["optional-dependencies"]) == {"demo", "test"}
-    assert project["scripts"] == {"zray": "zray.cli:main"}
+    assert set(project["optional-dependencies"]) == {"cluster", "demo", "test"}
+    assert project["scripts"] == {"zray": "zray.cli:main", "zray-cluster": "zray.launcher.cli:main"}
 
 
 def test_one_version_everywhere(project: dict[str, str]) -> None:
@@ -51,7 +51,7 @@ def run_python(program: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("name", ["numpy", "rich", "click", "matplotlib", "gymnasium"])
+@pytest.mark.parametrize("name", ["numpy", "rich", "click", "yaml", "matplotlib", "gymnasium"])
 def test_importing_zray_leaves_heavy_packages_alone(name: str) -> None:
     # `remote` is what a module of the user's decorates with before anything runs, so it must be as light as the import.
     program = f"import sys, zray\n@zray.remote\ndef f(): pass\nprint({name!r} in sys.modules)"
