@@ -71,6 +71,8 @@ class Performer:
             a.EndActor: self.end_actor,
             a.InterruptTask: self.interrupt_task,
             a.ForgetShapes: self.forget_shapes,
+            a.BundlesAnswer: lambda action: broker.groups.bundles_answer(action),
+            a.AskGroup: lambda action: broker.groups.ask(action.group),
             a.RecordEvent: self.record_event,
             a.Warn: self.warn,
         }
