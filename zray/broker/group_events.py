@@ -14,7 +14,6 @@ from zray.broker import actions, events
 from zray.broker.actor_table import QUEUED, WAITING
 from zray.broker.bundles import Bundle, Placed
 from zray.broker.refusals import refusal_text
-from zray.broker.worker_pool import DYING
 
 if TYPE_CHECKING:
     from zray.broker.ledger import Demand
@@ -129,7 +128,10 @@ class GroupEvents:
 
     def _end_worker(self, worker: Worker) -> None:
         node = self.node
-        if worker.peer is not None:
+        if worker.actor is not None:
+            node.actors.condemn(worker.actor, GROUP_REMOVED, node.out)
+            node.kill_worker(worker, GROUP_REMOVED)
+        elif worker.peer is not None:
             specs = list(worker.handed)
             queue = worker.queue
             assert queue is not None
@@ -140,9 +142,7 @@ class GroupEvents:
             worker.handed.clear()
             worker.ghosts = 0
             node.retire(worker)
-        elif worker.state != DYING or not worker.doom:
-            if worker.actor is not None:
-                node.actors.condemn(worker.actor, GROUP_REMOVED)
+        else:
             node.kill_worker(worker, GROUP_REMOVED)
 
     def settle(self) -> None:

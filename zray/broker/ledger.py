@@ -297,7 +297,8 @@ class Ledger:
         self._change_pools(found, amounts, gpus, 1)
 
     def remove(self, group: bytes, bundle: int, amounts: Mapping[str, int], gpus: tuple[int, ...] = ()) -> None:
-        """The reverse of `add`, when nothing runs in the bundle any more."""
+        """The reverse of `add`. (Of another node's bundles something may still be held: then less than nothing is
+        available until it is given back.)"""
         found = placing.contents(group, bundle, amounts)
         for name, units in found.items():
             self.available[name] -= units

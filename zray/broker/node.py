@@ -389,7 +389,10 @@ class Node:
                 if slot.peer is peer and slot.held is not None:
                     for name, amount in slot.held.items:
                         left[name] = left.get(name, 0) - amount
-            assert left == peer.available, f"{peer}: {peer.available} available, {left} by what slots hold"
+            names = set(left) | set(peer.available)
+            assert all(left.get(name, 0) == peer.available.get(name, 0) for name in names), (
+                f"{peer}: {peer.available} available, {left} by what slots hold"
+            )
         ledger = self.ledger
         expected = dict(ledger.total)
         gpus = [ONE] * len(ledger.gpu_free)
