@@ -260,6 +260,10 @@ class BundlesAnswer(Action, frozen=True):
     accepted: bool
 
 
+class TellFree(Action, frozen=True):
+    """Much is free here that was reserved: tell the head at once."""
+
+
 class AskGroup(Action, frozen=True):
     """Nothing is known of a group that a call names. Answer: GroupPlaced or GroupEnded (nothing while it is pending)."""
 

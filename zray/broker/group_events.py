@@ -152,6 +152,7 @@ class GroupEvents:
             if not any(_in_group(worker, group) for worker in node.pool.workers.values()):
                 for bundle in node.bundles.of(group):
                     self._let_go(bundle)
+                node.out.append(actions.TellFree())
                 node.bundles.returning.discard(group)
                 node.ledger.demands = {
                     key: demand for key, demand in node.ledger.demands.items() if demand.strategy.group != group

@@ -136,6 +136,11 @@ class Groups:
             load = self._broker._own_load()
             self._cluster.send(self._cluster.head, pm.BundlesHeld(action.group, action.attempt, action.accepted, load))
 
+    def tell_free(self) -> None:
+        """Bundles were given back here: groups may wait for it."""
+        if self._head is None and self._cluster is not None:
+            self._cluster.send(self._cluster.head, pm.Beat(self._broker._own_load()))
+
     def _learn(self, spec: GroupSpec, nodes: tuple[bytes, ...]) -> None:
         self._broker.tell(e.GroupPlaced(spec, nodes))
         if all(nodes):
