@@ -17,8 +17,12 @@ from zray.placing import PACK, STRICT_PACK, STRICT_SPREAD, Requirement, meets
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-_SEARCH_STEPS: Final = 4000
-"""Bundles tried on nodes in one search: some milliseconds."""
+_SEARCH_STEPS: Final = 30_000
+"""Nodes looked at in one search: some ten milliseconds at most."""
+_SEARCH_BUNDLES: Final = 300
+"""Larger groups are placed by the quick rule only."""
+_FILL_KINDS: Final = 32
+"""Different nodes that are compared when one is to be filled; equal ones count once."""
 
 Amounts = dict[str, int]
 
@@ -70,6 +74,8 @@ def pack(
         present: nodes of the bundles that the group has already.
     """
     free = [Room(room.id, room.free, room.labels) for room in rooms]
+    if _too_much(wanted, free):
+        return None
     order = _hardest_first(wanted, free)
     if strategy == STRICT_PACK:
         return _all_on_one(wanted, free, present)
@@ -84,6 +90,20 @@ def pack(
     if found is None:
         found = _Search(order, free, counts, len(free)).run(_SEARCH_STEPS)
     return found
+
+
+def _too_much(wanted: Sequence[Wanted], rooms: list[Room]) -> bool:
+    """Whether all nodes together have too little of something."""
+    total = _sum(wanted)
+    return any(units > sum(max(0, room.free.get(name, 0)) for room in rooms) for name, units in total.items())
+
+
+def _sum(wanted: Sequence[Wanted]) -> Amounts:
+    total: Amounts = {}
+    for bundle in wanted:
+        for name, units in bundle.amounts.items():
+            total[name] = total.get(name, 0) + units
+    return total
 
 
 def _hardest_first(wanted: Sequence[Wanted], rooms: Sequence[Room]) -> list[Wanted]:
@@ -101,10 +121,7 @@ def _hardest_first(wanted: Sequence[Wanted], rooms: Sequence[Room]) -> list[Want
 
 def _all_on_one(wanted: Sequence[Wanted], rooms: list[Room], present: Sequence[bytes]) -> dict[int, bytes] | None:
     """On the node where the least is left over."""
-    total: Amounts = {}
-    for bundle in wanted:
-        for name, units in bundle.amounts.items():
-            total[name] = total.get(name, 0) + units
+    total = _sum(wanted)
     fitting = [
         room
         for room in rooms
@@ -120,21 +137,37 @@ def _all_on_one(wanted: Sequence[Wanted], rooms: list[Room], present: Sequence[b
 
 def _one_each(wanted: list[Wanted], rooms: list[Room]) -> dict[int, bytes] | None:
     """A matching of bundles and nodes, by augmenting paths."""
-    guest: dict[bytes, Wanted] = {}
-
-    def seat(bundle: Wanted, seen: set[bytes]) -> bool:
-        for room in rooms:
-            if room.id not in seen and bundle.may_be_at(room):
-                seen.add(room.id)
-                other = guest.get(room.id)
-                if other is None or seat(other, seen):
-                    guest[room.id] = bundle
-                    return True
-        return False
-
-    if len(rooms) < len(wanted) or not all(seat(bundle, set()) for bundle in wanted):
+    if len(rooms) < len(wanted):
         return None
+    guest: dict[bytes, Wanted] = {}
+    for bundle in wanted:
+        if not _seat(bundle, rooms, guest):
+            return None
     return {bundle.index: node for node, bundle in guest.items()}
+
+
+def _seat(first: Wanted, rooms: list[Room], guest: dict[bytes, Wanted]) -> bool:
+    """Find a node for one more bundle, moving others on if need be."""
+    came_from: dict[bytes, Wanted] = {}
+    """For each node that was reached: the bundle that would take it."""
+    at: dict[int, bytes] = {bundle.index: node for node, bundle in guest.items()}
+    pending = [first]
+    for bundle in pending:
+        for room in rooms:
+            if room.id in came_from or not bundle.may_be_at(room):
+                continue
+            came_from[room.id] = bundle
+            if room.id in guest:
+                pending.append(guest[room.id])
+                continue
+            node = room.id
+            while True:
+                mover = came_from[node]
+                guest[node] = mover
+                if mover is first:
+                    return True
+                node = at[mover.index]
+    return False
 
 
 def _spread(wanted: list[Wanted], rooms: list[Room], counts: dict[bytes, int]) -> dict[int, bytes] | None:
@@ -158,7 +191,7 @@ def _on_few(wanted: list[Wanted], rooms: list[Room], counts: dict[bytes, int]) -
     used = {node for node, count in counts.items() if count}
     steps = _SEARCH_STEPS
     limit = len(rooms) if found is None else len(used | set(found.values())) - 1
-    lowest = max(1, len(used))
+    lowest = max(1, len(used), _fewest(wanted, rooms))
     for nodes in range(lowest, limit + 1):
         search = _Search(wanted, rooms, counts, nodes)
         better = search.run(steps)
@@ -170,13 +203,27 @@ def _on_few(wanted: list[Wanted], rooms: list[Room], counts: dict[bytes, int]) -
     return found
 
 
+def _fewest(wanted: list[Wanted], rooms: list[Room]) -> int:
+    """So many nodes at least have what is wanted of each resource."""
+    fewest = 0
+    for name, units in _sum(wanted).items():
+        left = units
+        for number, free in enumerate(sorted((room.free.get(name, 0) for room in rooms), reverse=True), 1):
+            left -= free
+            if left <= 0:
+                fewest = max(fewest, number)
+                break
+    return fewest
+
+
 def _fill(wanted: list[Wanted], rooms: list[Room], counts: dict[bytes, int]) -> dict[int, bytes] | None:
     found: dict[int, bytes] = {}
     left = list(wanted)
     rest = [Room(room.id, room.free, room.labels) for room in rooms]
+    asked = list({bundle.requirements for bundle in wanted if bundle.requirements})
     while left:
         tries = []
-        for room in rest:
+        for room in _different(rest, counts, asked):
             taken = []
             trial = Room(room.id, room.free, room.labels)
             for bundle in left:
@@ -196,6 +243,18 @@ def _fill(wanted: list[Wanted], rooms: list[Room], counts: dict[bytes, int]) -> 
     return found
 
 
+def _different(rooms: list[Room], counts: Mapping[bytes, int], asked: list[tuple[Requirement, ...]]) -> list[Room]:
+    """One of each kind of node, those that the group uses already and those with most free first."""
+    kinds: dict[object, Room] = {}
+    for room in rooms:
+        labels = tuple(meets(room.labels, requirements) for requirements in asked)
+        kinds.setdefault((counts[room.id] > 0, labels, *sorted(room.free.items())), room)
+    if len(kinds) <= _FILL_KINDS:
+        return list(kinds.values())
+    order = sorted(kinds.values(), key=lambda room: (-counts[room.id], -sum(room.free.values())))
+    return order[:_FILL_KINDS]
+
+
 class _Search:
     """Tries all ways, with a limit of steps, to place bundles on at most so many nodes (those used already among them)."""
 
@@ -208,6 +267,8 @@ class _Search:
 
     def run(self, limit: int) -> dict[int, bytes] | None:
         """Return the first way found within so many steps."""
+        if len(self._wanted) > _SEARCH_BUNDLES:
+            return None
         found: dict[int, bytes] = {}
         used = sum(count > 0 for count in self._counts.values())
         return found if self._place(0, used, found, limit) else None
@@ -217,12 +278,12 @@ class _Search:
             return True
         bundle = self._wanted[at]
         for room in self._rooms:
-            fresh = not self._counts[room.id]
-            if (fresh and used >= self._nodes) or not bundle.may_be_at(room):
-                continue
             self.steps += 1
             if self.steps > limit:
                 return False
+            fresh = not self._counts[room.id]
+            if (fresh and used >= self._nodes) or not bundle.may_be_at(room):
+                continue
             room.take(bundle.amounts)
             self._counts[room.id] += 1
             found[bundle.index] = room.id

@@ -263,7 +263,7 @@ class PlacementGroups:
             return []
         group.unanswered.discard(node)
         if not accepted:
-            out = self._give_up(group)
+            out = self._give_up(group, node)
             group.refused += 1
             group.retry_at = now + min(_REFUSED_S * 2**group.refused, _REFUSED_MAX_S)
             return out
@@ -276,9 +276,15 @@ class PlacementGroups:
         group.refused = 0
         return [Announce(group.spec, tuple(group.nodes), True)]
 
-    def _give_up(self, group: _Group) -> list[Action]:
-        """An attempt failed: whoever was asked gives back."""
+    def _give_up(self, group: _Group, refuser: bytes = b"") -> list[Action]:
+        """An attempt failed: whoever was asked gives back. What the refuser has it has just said."""
         out: list[Action] = []
+        for index, node in group.plan.items():
+            member = self._members.get(node)
+            if member is not None and node != refuser:
+                for name, units in group.spec.bundles[index].items():
+                    member.free[name] = member.free.get(name, 0) + units
+                self._changed = True
         for node in sorted(set(group.plan.values())):
             if node in self._members:
                 out.append(GiveBack(node, group.spec.id, group.attempt))
