@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from zray import errors as errors
     from zray import exceptions, kv
     from zray import runtime_context as runtime_context
+    from zray import util as util
     from zray.actor import Actor, ActorClass, ActorHandle, exit_actor, method
     from zray.api import (
         available_resources,
@@ -66,7 +67,7 @@ _HOME = {
     "ObjectRef": "zray.object_store",
     "RemoteFunction": "zray.remote_function",
 }
-_MODULES = ("actor", "errors", "exceptions", "kv", "runtime_context")
+_MODULES = ("actor", "errors", "exceptions", "kv", "runtime_context", "util")
 
 __all__ = [
     "Actor",

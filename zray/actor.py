@@ -15,7 +15,7 @@ from zray import _store, api, errors, options, resources, signatures, wire
 from zray.actor_runtime import is_asynchronous
 from zray.call_signature import Signature, signature_of
 from zray.execution import ActorExitRequested
-from zray.remote_function import Code, call_site, make_shape
+from zray.remote_function import Code, call_site, captured_shape, make_shape
 from zray.submission import pack_call
 from zray.task import ACTOR_CREATION, ACTOR_METHOD, ActorSpec, CallShape, TaskSpec
 
@@ -115,6 +115,8 @@ class _Prepared(NamedTuple):
     methods: dict[str, int]
     """Public methods and their num_returns."""
     is_async: bool
+    captured: dict[bytes, CallShape]
+    """Shapes of actors that are made in the placement group of their maker, by strategy."""
 
 
 class ActorClass(Generic[T_co]):
@@ -178,6 +180,7 @@ class ActorClass(Generic[T_co]):
             signature_of(cls.__init__, skip_first=True),
             _method_table(cls),
             is_asynchronous(cls),
+            {},
         )
 
     def remote(self, *args: Any, **kwargs: Any) -> ActorHandle[T_co]:
@@ -191,6 +194,8 @@ class ActorClass(Generic[T_co]):
         if prepared is None or prepared.session.closed:
             prepared = self._prepared = self._prepare()
         session, shape, code, methods = prepared.session, prepared.shape, prepared.code, prepared.methods
+        if session.capturing:
+            shape = captured_shape(session, shape, self._options, prepared.captured)
         prepared.signature.check(args, kwargs, self._name)
         chosen = self._options
         submitter = api.submitter_of(session)

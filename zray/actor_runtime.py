@@ -58,7 +58,8 @@ class ActorHost:
         creation = self.spec.creation
         shape = executor.shapes[creation.shape]
         executor.actor_id = creation.id
-        context = TaskContext(creation.id, shape.name, self.incarnation, creation.id, self.spec.running_resources)
+        held = self.spec.running_resources
+        context = TaskContext(creation.id, shape.name, self.incarnation, creation.id, held, shape.strategy)
         session.root = context
         api.set_actor(self.spec)
         token = RUNNING.set(context)

@@ -16,7 +16,7 @@ import time
 import traceback
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from zray import _store, errors, failures, serialization, wire
+from zray import _store, errors, failures, placing, serialization, wire
 from zray.object_store import NOT_HERE, Failed, ObjectRef
 from zray.session import HOLDS_REFERENCES, RUNNING, TaskContext
 from zray.task import ACTOR_METHOD, ARGS_IN_OBJECT, CallShape, TaskSpec
@@ -89,6 +89,8 @@ class Executor:
         """Remember shapes that specs will name."""
         for shape in shapes:
             self.shapes[shape.key] = shape
+            if shape.strategy and placing.unpack(shape.strategy).capture:
+                self.session.capturing = True
 
     # -- one call -----------------------------------------------------------------------------------------------------
 
@@ -102,7 +104,8 @@ class Executor:
         if slots is None:
             self.notices.add(spec.id, wire.DONE_SKIPPED, 0)
             return None
-        context = TaskContext(spec.id, shape.name, spec.attempt, self.actor_id, shape.resources)
+        strategy = shape.strategy or self.session.root.strategy
+        context = TaskContext(spec.id, shape.name, spec.attempt, self.actor_id, shape.resources, strategy)
         return Claimed(spec, shape, slots, context)
 
     def _refuse(self, spec: TaskSpec) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, TypeVar, cast
 
 import msgspec
 
-from zray import api, options, resources, serialization, signatures
+from zray import api, options, placing, resources, serialization, signatures
 from zray.call_signature import Signature, signature_of
 from zray.task import ACTOR_CREATION, ACTOR_METHOD, TASK, CallShape
 
@@ -28,7 +28,7 @@ P = ParamSpec("P")
 R_co = TypeVar("R_co", covariant=True)
 _CODE_LIMIT: Final = 95 << 20
 """Pickled functions larger than this are refused: they hold data that belongs into the store."""
-_SHAPE_EXTRAS: Final = ("scheduling_strategy", "label_selector", "runtime_env", "max_calls", "concurrency_group")
+_SHAPE_EXTRAS: Final = ("runtime_env", "max_calls", "concurrency_group")
 
 _sites: dict[tuple[CodeType, int], str] = {}
 
@@ -59,6 +59,7 @@ def make_shape(kind: int, function: bytes, name: str, chosen: dict[str, Any], me
         raise NotImplementedError(
             f'num_returns="{num_returns}" is not available yet: return a list, or put the items into an actor'
         )
+    amounts = {} if kind == ACTOR_METHOD else options.resources_of(chosen, actor=kind == ACTOR_CREATION)
     draft = CallShape(
         b"",
         kind,
@@ -66,11 +67,40 @@ def make_shape(kind: int, function: bytes, name: str, chosen: dict[str, Any], me
         name,
         method,
         num_returns,
-        b"" if kind == ACTOR_METHOD else resources.pack(options.resources_of(chosen, actor=kind == ACTOR_CREATION)),
+        resources.pack(amounts),
         int(chosen.get("max_retries", 0) or 0),
         retry,
         serialization.dumps(extra).stream if extra else b"",
+        b"" if kind == ACTOR_METHOD else _strategy_of(chosen, amounts, name),
     )
+    return _with_key(draft)
+
+
+def _strategy_of(chosen: dict[str, Any], amounts: dict[str, int], name: str) -> bytes:
+    if chosen.get("scheduling_strategy") is None and not chosen.get("label_selector"):
+        return b""
+    from zray.util.scheduling_strategies import record_of
+
+    return record_of(chosen, amounts, name)
+
+
+def captured_shape(
+    session: Session, shape: CallShape, chosen: dict[str, Any], known: dict[bytes, CallShape]
+) -> CallShape:
+    """Return the shape of a call made by something whose placement group captures its calls: in that group, unless its options
+    say otherwise. `known`: those made before, by strategy."""
+    strategy = session.captured()
+    if not strategy or chosen.get("scheduling_strategy") is not None:
+        return shape
+    found = known.get(strategy)
+    if found is None:
+        labels = placing.unpack(shape.strategy).hard
+        merged = placing.pack(msgspec.structs.replace(placing.unpack(strategy), hard=labels))
+        found = known[strategy] = _with_key(msgspec.structs.replace(shape, strategy=merged, key=b""))
+    return found
+
+
+def _with_key(draft: CallShape) -> CallShape:
     key = hashlib.blake2b(msgspec.msgpack.encode(draft), digest_size=16).digest()
     return msgspec.structs.replace(draft, key=key)
 
@@ -111,6 +141,7 @@ class RemoteFunction(Generic[P, R_co]):
         self._name = str(chosen.get("name") or getattr(function, "__name__", type(function).__name__))
         self._code = Code(function, self._name, "function") if code is None else code
         self._prepared: tuple[Session, CallShape, ObjectRef | None, Signature] | None = None
+        self._captured: dict[bytes, CallShape] = {}
         functools.update_wrapper(cast("Any", self), function, updated=())
 
     if not TYPE_CHECKING:  # so that checkers refuse direct calls, too
@@ -132,6 +163,7 @@ class RemoteFunction(Generic[P, R_co]):
         session = api.current_session()
         function, code = self._code.exported_in(session)
         shape = make_shape(TASK, function, self._name, self._options)
+        self._captured.clear()
         self._prepared = session, shape, code, signature_of(self._function)
         return self._prepared
 
@@ -149,6 +181,8 @@ class RemoteFunction(Generic[P, R_co]):
         if prepared is None or prepared[0].closed:
             prepared = self._prepare()
         session, shape, code, signature = prepared
+        if session.capturing:
+            shape = captured_shape(session, shape, self._options, self._captured)
         signature.check(args, kwargs, self._name)
         refs = api.submitter_of(session).submit(shape, args, kwargs, call_site(1), code)
         if shape.num_returns == 1:
@@ -165,6 +199,8 @@ class RemoteFunction(Generic[P, R_co]):
         if prepared is None or prepared[0].closed:
             prepared = self._prepare()
         session, shape, code, _ = prepared
+        if session.capturing:
+            shape = captured_shape(session, shape, self._options, self._captured)
         if shape.num_returns != 1:
             raise ValueError("map needs num_returns=1")
         submit, site = api.submitter_of(session).submit, call_site(1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from zray import resources
+from zray import placing, resources
 
 if TYPE_CHECKING:
     from zray.session import Session
@@ -71,6 +71,18 @@ class RuntimeContext:
     def get_accelerator_ids(self) -> dict[str, list[str]]:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", "") if self._session.worker else ""
         return {"GPU": [part for part in visible.split(",") if part]}
+
+    def get_node_labels(self) -> dict[str, str]:
+        """Labels of the node this code runs on."""
+        from zray import api
+
+        own = self.get_node_id()
+        return next((dict(row["Labels"]) for row in api.nodes() if row["NodeID"] == own), {})
+
+    def get_placement_group_id(self) -> str | None:
+        """Id of the placement group the running task or actor is in; None when it is in none."""
+        strategy = placing.unpack(self._session.current().strategy)
+        return strategy.group.hex() if strategy.kind == placing.GROUP else None
 
     def get_pid(self) -> int:
         return os.getpid()

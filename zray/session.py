@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import msgspec
 
-from zray import _store, errors, failures, ids, serialization, wire
+from zray import _store, errors, failures, ids, placing, serialization, wire
 from zray.object_store import NOT_HERE, Failed, ObjectRef, ObjectStore, Store
 from zray.transport import Context, Outbox, ipc_endpoint
 
@@ -53,16 +53,24 @@ class SessionConfig(msgspec.Struct, frozen=True):
 class TaskContext:
     """The task (or driver program) that the current thread runs: parent of what it submits and puts."""
 
-    __slots__ = ("actor", "attempt", "children", "name", "origin", "puts", "resources", "task")
+    __slots__ = ("actor", "attempt", "children", "name", "origin", "puts", "resources", "strategy", "task")
 
     def __init__(
-        self, task: bytes, name: str = "", attempt: int = 0, actor: bytes = b"", resources: bytes = b""
+        self,
+        task: bytes,
+        name: str = "",
+        attempt: int = 0,
+        actor: bytes = b"",
+        resources: bytes = b"",
+        strategy: bytes = b"",
     ) -> None:
         self.task = task
         self.name = name
         self.attempt = attempt
         self.actor = actor
         self.resources = resources
+        self.strategy = strategy
+        """By which it came to this node (`zray.placing`)."""
         self.origin = task if attempt == 0 else _store.derive_id(task, ids.RERUN | attempt)
         """What the ids of its tasks, actors and puts are derived from. Each run has its own: results of an earlier run may still
         be held by others, and a program that draws random numbers or looks at the clock does something else each time."""
@@ -71,7 +79,7 @@ class TaskContext:
 
     def in_forked_child(self) -> TaskContext:
         """The same task, as a process that it forked goes on with it: with ids of its own."""
-        context = TaskContext(self.task, self.name, self.attempt, self.actor, self.resources)
+        context = TaskContext(self.task, self.name, self.attempt, self.actor, self.resources, self.strategy)
         context.origin = ids.random_id()
         return context
 
@@ -112,6 +120,8 @@ class Session:
         self.peers: dict[int, Outbox] = {}
         self.job = config.job
         self.closed = False
+        self.capturing = False
+        """Some task or actor of this process had its calls captured by its placement group."""
         self.before_wait: list[Callable[[], None]] = []
         """Called before this process waits: everything packed leaves."""
         self.after_get: Callable[[], None] | None = None
@@ -133,6 +143,13 @@ class Session:
 
     def next_put_id(self) -> bytes:
         return self.current().next_put_id()
+
+    def captured(self) -> bytes:
+        """Return the strategy that calls without one of their own take over from who makes them; b"" for none."""
+        strategy = placing.unpack(self.current().strategy)
+        if not strategy.capture:
+            return b""
+        return placing.pack(placing.Strategy(placing.GROUP, group=strategy.group, capture=True))
 
     # -- messages -----------------------------------------------------------------------------------------------------
 

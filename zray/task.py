@@ -47,7 +47,9 @@ class CallShape(msgspec.Struct, frozen=True, array_like=True):
     retry_exceptions: bytes = b""
     """b"" never, b"*" any exception, else a pickled tuple of exception classes."""
     extra: bytes = b""
-    """msgpack map of rarer options (scheduling strategy, labels, environment, concurrency group ...); b"" when there are none."""
+    """Pickled map of rarer options (environment, concurrency group ...); b"" when there are none."""
+    strategy: bytes = b""
+    """Packed `zray.placing.Strategy`: where it may run."""
 
 
 class TaskSpec(msgspec.Struct, array_like=True, gc=False):

@@ -30,6 +30,7 @@ from typing import Final
 
 import msgspec
 
+from zray.placing import GroupSpec
 from zray.task import ActorSpec, CallShape, JobSpec, TaskSpec
 
 VERSION: Final = 1
@@ -227,6 +228,31 @@ class Query(Message, frozen=True):
     argument: str = ""
 
 
+class CreateGroup(Message, frozen=True):
+    """Anyone -> broker: reserve these resources together. The reply is what is wrong with the wish, or "" when it was taken in."""
+
+    process: int
+    spec: GroupSpec
+    reply: bytes
+
+
+class RemoveGroup(Message, frozen=True):
+    """Anyone -> broker: end a placement group and what runs in it. The reply is ""."""
+
+    group: bytes
+    reply: bytes
+
+
+class AwaitGroup(Message, frozen=True):
+    """Anyone -> broker: seal the reply with this value (packed, of that kind) when all bundles of the group are reserved, or with
+    the error that says why it is gone."""
+
+    group: bytes
+    reply: bytes
+    kind: int
+    data: bytes
+
+
 # -- to a worker or actor --------------------------------------------------------------------------------------------
 
 
@@ -347,6 +373,9 @@ KINDS: Final[dict[int, type[Message]]] = {
     19: LookupActor,
     20: GcsRequest,
     21: Query,
+    30: CreateGroup,
+    31: RemoveGroup,
+    32: AwaitGroup,
     40: BindJob,
     41: RunTasks,
     42: RunDirect,
@@ -419,6 +448,10 @@ def _ids_of(message: Message) -> list[tuple[str, bytes]]:
         return [("the job's id", message.job.id)]
     if isinstance(message, (LeaseRequest, LookupActor, GcsRequest, Query)):
         return [("the reply", message.reply)]
+    if isinstance(message, CreateGroup):
+        return [("the group", message.spec.id), ("the reply", message.reply)]
+    if isinstance(message, (RemoveGroup, AwaitGroup)):
+        return [("the group", message.group), ("the reply", message.reply)]
     if isinstance(message, CancelTask):
         return [("the task", message.task)]
     if isinstance(message, (KillActor, ActorReady, ActorFailed, ActorExit)):

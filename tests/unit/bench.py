@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
-from zray import resources, wire
+from zray import placing, resources, wire
 from zray.broker import actions as a
 from zray.broker import events as e
 from zray.broker.scheduler import Scheduler, SchedulerConfig
 from zray.ids import return_id, task_id
+from zray.placing import Strategy
 from zray.task import ACTOR_CREATION, TASK, ActorSpec, CallShape, JobSpec, TaskSpec
 
 A = TypeVar("A", bound=a.Action)
@@ -20,12 +21,27 @@ ROOT = task_id(bytes(16), 1)
 
 
 def make_shape(
-    name: str = "f", kind: int = TASK, max_retries: int = 3, num_returns: int = 1, **needs: float
+    name: str = "f",
+    kind: int = TASK,
+    max_retries: int = 3,
+    num_returns: int = 1,
+    strategy: Strategy | None = None,
+    **needs: float,
 ) -> CallShape:
     """A shape whose key is its name; needs {CPU: 1} unless told otherwise."""
     packed = resources.pack(resources.parse(needs or {"CPU": 1}))
     key = name.encode().ljust(16, b".")
-    return CallShape(key, kind, b"f" * 16, name, resources=packed, max_retries=max_retries, num_returns=num_returns)
+    where = b"" if strategy is None else placing.pack(strategy)
+    return CallShape(
+        key,
+        kind,
+        b"f" * 16,
+        name,
+        resources=packed,
+        max_retries=max_retries,
+        num_returns=num_returns,
+        strategy=where,
+    )
 
 
 def peer_id(number: int) -> bytes:
@@ -37,10 +53,18 @@ class Bench:
     """One machine, its clock, and everything it asked for."""
 
     def __init__(
-        self, config: SchedulerConfig | None = None, policy: Any = None, jobs: int = 1, **total: float
+        self,
+        config: SchedulerConfig | None = None,
+        policy: Any = None,
+        jobs: int = 1,
+        labels: dict[str, str] | None = None,
+        locations: Any = None,
+        **total: float,
     ) -> None:
         self.now = 100.0
-        self.machine = Scheduler(total or {"CPU": 2}, config or SchedulerConfig(debug=True), policy)
+        config = config or SchedulerConfig(debug=True)
+        total = total or {"CPU": 2}
+        self.machine = Scheduler(total, config, policy, own=peer_id(0), labels=labels, locations=locations)
         self.all: list[a.Action] = []
         self.handed: dict[int, list[TaskSpec]] = {}
         self.environments: dict[int, dict[str, str]] = {}
@@ -140,10 +164,19 @@ class Bench:
         self.tell(e.ActorRequested(1001, spec, missing, reply))
         return spec
 
-    def see_peer(self, number: int, silent: bool = False, free: float | None = None, **total: float) -> list[a.Action]:
+    def see_peer(
+        self,
+        number: int,
+        silent: bool = False,
+        free: float | None = None,
+        labels: dict[str, str] | None = None,
+        queued: int = 0,
+        micros: int = 0,
+        **total: float,
+    ) -> list[a.Action]:
         """Another node, whose id has this number, says what is free (CPUs; all unless told otherwise)."""
         available = dict(total) if free is None else {**total, "CPU": free}
-        return self.tell(e.PeerSeen(peer_id(number), dict(total), available, silent))
+        return self.tell(e.PeerSeen(peer_id(number), dict(total), available, silent, labels or {}, queued, micros))
 
     # -- what came of it -----------------------------------------------------------------------------------------------
 

@@ -29,6 +29,7 @@ RECORDS = {
     "task",
     "resources",
     "options",
+    "placing",
     "object_ref",
     "wire",
     "serialization",
@@ -37,8 +38,8 @@ RECORDS = {
     "call_signature",
 }
 _BROKER_MACHINES = """
-    actions actor_events actor_table cancelling dependencies dispatch events jobs leases ledger lending membership node peer_messages peers placement
-    pull reliable scheduler serving settings task_events task_table unsent worker_pool
+    actions actor_events actor_table bundles cancelling dependencies dispatch events group_events jobs leases ledger lending membership node
+    packing peer_messages peers placement placement_groups pull refusals reliable scheduler serving settings task_events task_table unsent worker_pool
 """
 _GCS_MACHINES = "faults limits messages shard sharding tables task_batches task_rows topics"
 MACHINES = {

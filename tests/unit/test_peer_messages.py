@@ -8,12 +8,16 @@ import pytest
 
 from zray.broker import peer_messages as pm
 from zray.broker.membership import Change, NodeInfo, NodeLoad, State
+from zray.placing import IN, GroupSpec, Requirement
 from zray.task import ActorSpec, CallShape, JobSpec, TaskSpec
 
 NODE = bytes(range(16))
 INFO = NodeInfo(NODE, "10.0.0.1:7000", "here", 7, {"CPU": 2.0}, {"zone": "east"}, "0.1.0", "3.11", "s", "/run/s")
 JOB = JobSpec(1, NODE, 1, "", [], "/")
 ACTOR = ActorSpec(TaskSpec(NODE, NODE), 1, "name", "space", True)
+GROUP = GroupSpec(
+    NODE, 1, "PACK", ({"CPU": 10_000}, {"CPU": 1}), ((Requirement("zone", IN, ("east",)),), ()), "name", "space"
+)
 EXAMPLES: list[pm.PeerMessage] = [
     pm.Join(INFO),
     pm.Joined("cluster", INFO, [INFO, INFO], 3),
@@ -51,6 +55,15 @@ EXAMPLES: list[pm.PeerMessage] = [
     pm.ActorIs(4, ACTOR, [NODE]),
     pm.ActorIs(4, None, []),
     pm.JobOver(7, "the driver has ended"),
+    pm.WantGroup(1, NODE, GROUP),
+    pm.DropGroup(2, NODE),
+    pm.GroupAnswer(2, "the name is taken"),
+    pm.HoldBundles(NODE, 3, {0: {"CPU": 10_000}, 2: {"GPU": 5_000}}),
+    pm.BundlesHeld(NODE, 3, True, NodeLoad({"CPU": 1.0})),
+    pm.ReleaseBundles(NODE, 3),
+    pm.GroupIs(GROUP, (NODE, b"")),
+    pm.GroupGone(NODE, "it was removed"),
+    pm.AskGroup(NODE),
     pm.Want([NODE]),
     pm.Lost(NODE, "gone"),
     pm.GiveBack([NODE, NODE]),

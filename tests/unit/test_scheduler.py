@@ -12,7 +12,7 @@ from zray import wire
 from zray.broker import actions as a
 from zray.broker import events as e
 from zray.broker.ledger import Demand, Ledger
-from zray.broker.placement import LocalPolicy
+from zray.broker.placement import Inputs, LocalPolicy
 from zray.broker.scheduler import SchedulerConfig, cause_of
 from zray.task import TaskSpec
 
@@ -682,7 +682,7 @@ def test_all_gpus_at_once() -> None:
 
 def test_a_policy_may_keep_tasks_waiting() -> None:
     class Never(LocalPolicy):
-        def place(self, demand: Demand, nodes: Sequence[Ledger], rng: Random) -> int:
+        def place(self, demand: Demand, nodes: Sequence[Ledger], rng: Random, inputs: Inputs | None = None) -> int:
             return -1
 
     bench = Bench(None, Never(), CPU=1)

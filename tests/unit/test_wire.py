@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zray import wire
+from zray.placing import GroupSpec
 from zray.task import ActorSpec, CallShape, JobSpec, TaskSpec
 
 ID = bytes(range(16))
@@ -40,6 +41,9 @@ EXAMPLES: list[wire.Message] = [
     wire.LookupActor("name", "space", ID),
     wire.GcsRequest(b"body", ID),
     wire.Query("nodes", ID),
+    wire.CreateGroup(1, GroupSpec(ID, 1, "SPREAD", ({"CPU": 10_000},)), ID),
+    wire.RemoveGroup(ID, ID),
+    wire.AwaitGroup(ID, ID, 1, b"handle"),
     wire.BindJob(JOB),
     wire.RunTasks([SPEC]),
     wire.RunDirect(1, 2, [SPEC]),
@@ -123,6 +127,9 @@ def test_an_unknown_kind_is_refused() -> None:
         wire.DefineShapes([CallShape(b"short", 0, ID, "f")]),
         wire.CreateActor(1, ActorSpec(TaskSpec(b"short", ID), 1), ID),
         wire.Query("nodes", b"short"),
+        wire.CreateGroup(1, GroupSpec(b"short", 1, "SPREAD", ({"CPU": 10_000},)), ID),
+        wire.RemoveGroup(b"short", ID),
+        wire.AwaitGroup(ID, b"short", 1, b"handle"),
         wire.KillActor(b"", True),
     ],
 )

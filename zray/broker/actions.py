@@ -252,6 +252,24 @@ class RecordEvent(Action, frozen=True):
     detail: str
 
 
+class BundlesAnswer(Action, frozen=True):
+    """Tell the head whether the bundles of this attempt are held here."""
+
+    group: bytes
+    attempt: int
+    accepted: bool
+
+
+class TellFree(Action, frozen=True):
+    """Much is free here that was reserved: tell the head at once."""
+
+
+class AskGroup(Action, frozen=True):
+    """Nothing is known of a group that a call names. Answer: GroupPlaced or GroupEnded (nothing while it is pending)."""
+
+    group: bytes
+
+
 class Warn(Action, frozen=True):
     """One line for the job's driver (or all drivers when job is 0), once per key."""
 

@@ -53,7 +53,7 @@ class ActorEvents:
             if event.reply:
                 node.out.append(actions.SealReply(event.reply, None, ("ActorDiedError", fields)))
             return
-        actor = ActorRecord(spec, job, shape, node.demand(spec.running_resources))
+        actor = ActorRecord(spec, job, shape, node.demand(spec.running_resources, shape.shape.strategy))
         actor.incarnation = actor.restarts = event.incarnation
         if not node.actors.admit(actor, event.reply, node.out):
             return
@@ -69,6 +69,8 @@ class ActorEvents:
         """No node is large enough: it fails now, or waits for the cluster to grow."""
         node = self.node
         demand = actor.shape.demand if not actor.shape.demand.feasible else actor.running
+        if demand.patient:
+            return False
         text = f"{actor.shape.name} {node.ledger.why_never(demand)}"
         if node.config.cluster_may_grow:
             node.out.append(

@@ -16,8 +16,10 @@ from zray.broker import actions
 from zray.broker.actor_table import STARTING as ACTOR_STARTING
 from zray.broker.ledger import Demand, Ledger
 from zray.broker.peers import Peer
+from zray.broker.placement import Inputs, inputs_of
 from zray.broker.task_table import Shared
 from zray.broker.worker_pool import ACTOR, BUSY, IDLE, Kind, Worker
+from zray.placing import SPREAD
 
 if TYPE_CHECKING:
     from zray.broker.actor_table import ActorRecord
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 _LOOK_AHEAD = 64
 """Tasks of one demand for which room is looked for in one pass: more workers than that are not started or freed at
 once."""
+_LOOK_AGAIN = 0.02
+"""Seconds after which a task that waits for the node of its inputs is looked at again."""
 _LOOK_INTERVAL = 0.005
 """Seconds between two looks whether a job has its share of workers."""
 
@@ -66,8 +70,11 @@ class Dispatcher:
             demand = actor.shape.demand
             if demand.key in refused:
                 continue
-            place = node.policy.place(demand, node.nodes, node.rng)
-            if place > 0 and not actor.job.guest:
+            nodes = node.nodes[:1] if actor.job.guest else node.nodes
+            place = node.policy.place(demand, nodes, node.rng)
+            if place >= 0:
+                demand.last = nodes[place].id
+            if place > 0:
                 self._place_actor_at_peer(actor, place)
             elif place != 0:
                 refused.add(demand.key)
@@ -141,9 +148,12 @@ class Dispatcher:
                 group.listed = False
                 continue
             rotation.rotate(-1)
-            place = node.policy.place(group.demand, node.nodes, node.rng)
-            if place > 0 and not job.guest:
-                self._hand_to_peer(job, group, queue, place, now)
+            inputs = None if job.guest else self._inputs(queue, now)
+            nodes = node.nodes[:1] if job.guest else node.nodes  # a guest was placed by the node that sent it
+            place = node.policy.place(group.demand, nodes, node.rng, inputs)
+            if place > 0:
+                group.demand.last = node.nodes[place].id
+                self._hand_to_peer(job, group, queue, place, now, inputs is not None)
                 return True
             if place != 0:
                 continue
@@ -156,11 +166,38 @@ class Dispatcher:
             if takers > 1:
                 takers = node.ledger.times(group.demand, takers)
             takers += node.pool.starting_for.get((job.number, worker.kind), 0)
-            self._hand(worker, queue, node.policy.batch(queue.count, queue.shape.depth(node.config), takers), now)
+            group.demand.last = node.ledger.id
+            self._hand(worker, queue, self._batch(queue, takers, inputs is not None), now)
             return True
         return False
 
-    def _hand_to_peer(self, job: Job, group: DemandClass, queue: TaskQueue, place: int, now: float) -> None:
+    def _batch(self, queue: TaskQueue, takers: int, one: bool) -> int:
+        """How many tasks go to one of so many workers; one where each task is placed for itself."""
+        if one or queue.shape.demand.strategy.kind == SPREAD:
+            return 1
+        return self.node.policy.batch(queue.count, queue.shape.depth(self.node.config), takers)
+
+    def _inputs(self, queue: TaskQueue, now: float) -> Inputs | None:
+        """What the policy should know of the inputs of the next task; None when they are small or there is one node."""
+        node = self.node
+        if len(node.nodes) == 1:
+            return None
+        spec = queue.next()
+        if spec is None or not spec.deps:
+            return None
+        demand = queue.shape.demand
+        node.ledger.queued = node.tasks.queued
+        for place in node.nodes:
+            if place.fits(demand):
+                place.full_since = -1.0
+            elif place.full_since < 0:
+                place.full_since = now
+        found = inputs_of(spec.deps, node.nodes, node.locations, now)
+        if found is not None:
+            node.wake(now + _LOOK_AGAIN)
+        return found
+
+    def _hand_to_peer(self, job: Job, group: DemandClass, queue: TaskQueue, place: int, now: float, one: bool) -> None:
         """Hand a batch of tasks to a new slot of another node."""
         node = self.node
         peer = node.nodes[place]
@@ -174,7 +211,7 @@ class Dispatcher:
         queue.takers += 1
         job.running += 1
         takers = max(1, peer.times(group.demand, _LOOK_AHEAD))
-        self._hand(slot, queue, node.policy.batch(queue.count, queue.shape.depth(node.config), takers), now)
+        self._hand(slot, queue, self._batch(queue, takers, one), now)
         if not slot.handed:  # what was queued had ended meanwhile
             node.retire(slot)
 
@@ -209,6 +246,8 @@ class Dispatcher:
             return
         if worker.peer is not None and worker.peer.silent:
             return
+        if queue.shape.demand.strategy.kind == SPREAD or self._inputs(queue, now) is not None:
+            return
         if node.tasks.queued != queue.count or node.actors.queued:
             return
         depth = queue.shape.depth(node.config)
@@ -228,7 +267,7 @@ class Dispatcher:
         for job in sorted(node.jobs.waiting.values(), key=_turn):
             for group in job.rotation:
                 demand = group.demand
-                if not demand.local:
+                if not self._may_run_here(job, demand):
                     continue
                 if room is None:
                     if not node.ledger.fits(demand):
@@ -245,6 +284,9 @@ class Dispatcher:
         if len(node.jobs.jobs) > 1 or any(len(job.rotation) > 1 for job in node.jobs.waiting.values()):
             self._start_for_fairness(now)
 
+    def _may_run_here(self, job: Job, demand: Demand) -> bool:
+        return demand.local or (job.guest and demand.refusal is None and self.node.ledger.could_run(demand))
+
     def _start_for_fairness(self, now: float) -> None:
         """Processes belong to jobs and kinds: a job that has too few could never take its turn when a CPU becomes free.
         Let each waiting job have its share of workers even while others use all CPUs."""
@@ -256,7 +298,7 @@ class Dispatcher:
                 continue
             job.next_look = now + _LOOK_INTERVAL
             for group in list(job.rotation):
-                if not group.demand.local:
+                if not self._may_run_here(job, group.demand):
                     continue
                 count = group.count
                 kind = (group.demand.threads, node.ledger.emptiest_gpus(group.demand))
@@ -328,6 +370,9 @@ class Dispatcher:
         room = node.ledger.copy()
         for key, request in list(leases.pending.items()):
             demand = request.shape.demand
+            if demand.refusal is not None:
+                del leases.pending[key]
+                continue
             if not room.fits(demand):
                 continue
             worker = node.pool.idle_for(request.job, demand, node.ledger) if node.ledger.fits(demand) else None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
+from zray.placing import GroupSpec
 from zray.task import ActorSpec, CallShape, JobSpec, TaskSpec
 
 
@@ -214,6 +215,11 @@ class PeerSeen(Event, frozen=True):
     total: dict[str, float]
     available: dict[str, float]
     silent: bool = False
+    labels: dict[str, str] = {}
+    queued: int = 0
+    """Tasks that wait for a worker there."""
+    task_micros: int = 0
+    """Average run time of its tasks."""
 
 
 class PeerGone(Event, frozen=True):
@@ -242,6 +248,38 @@ class ActorGoneAway(Event, frozen=True):
     kind: str
     cause: str
     error: bytes
+
+
+class BundlesWanted(Event, frozen=True):
+    """The head wants bundles of a placement group held here, all or none. Answer: BundlesAnswer."""
+
+    group: bytes
+    attempt: int
+    """Numbers the head's attempts to place this group."""
+    bundles: dict[int, dict[str, int]]
+    """Index to amounts in fixed point."""
+
+
+class BundlesReturned(Event, frozen=True):
+    """The head gives that attempt up: nothing is held for it any more."""
+
+    group: bytes
+    attempt: int
+
+
+class GroupPlaced(Event, frozen=True):
+    """All bundles of a group are reserved, or some that were are lost with their nodes."""
+
+    spec: GroupSpec
+    nodes: tuple[bytes, ...]
+    """Of each bundle; b"": none at present."""
+
+
+class GroupEnded(Event, frozen=True):
+    """A group was removed, or there never was one with that id."""
+
+    group: bytes
+    reason: str
 
 
 class Tick(Event, frozen=True):

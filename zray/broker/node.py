@@ -9,13 +9,16 @@ from __future__ import annotations
 from random import Random
 from typing import TYPE_CHECKING, Any
 
+from zray import placing
 from zray.broker import actions
 from zray.broker.actor_table import ActorRecord, ActorTable
+from zray.broker.bundles import BundleTable
 from zray.broker.dependencies import Dependencies
 from zray.broker.jobs import Job, JobTable
 from zray.broker.leases import LeaseTable
-from zray.broker.ledger import CPU, ONE, Demand, Ledger
+from zray.broker.ledger import CPU, GPU, ONE, Demand, Ledger
 from zray.broker.peers import Peer
+from zray.broker.placement import Locations, NothingKnown
 from zray.broker.settings import SchedulerConfig
 from zray.broker.task_table import ShapeState, TaskTable
 from zray.broker.worker_pool import (
@@ -37,6 +40,8 @@ if TYPE_CHECKING:
     from zray.broker.placement import Policy
 
 NEVER = float("inf")
+_BUNDLE_COOLDOWN_S = 0.2
+"""No lease is granted for so long after a bundle found no room: the head tries again sooner."""
 
 
 class Story:
@@ -71,32 +76,54 @@ class Node:
 
     __slots__ = (
         "actors",
+        "bundles",
         "by_process",
         "config",
         "cpus",
+        "dead",
         "dependencies",
         "interrupted",
         "jobs",
         "leases",
         "ledger",
+        "locations",
+        "newly_named",
         "nodes",
         "out",
         "peers",
         "policy",
         "pool",
+        "refusals",
         "rng",
         "story",
         "tasks",
         "wake_at",
     )
 
-    def __init__(self, total: dict[str, float], config: SchedulerConfig, policy: Policy, rng: Random) -> None:
+    def __init__(
+        self,
+        total: dict[str, float],
+        config: SchedulerConfig,
+        policy: Policy,
+        rng: Random,
+        own: bytes = b"",
+        labels: dict[str, str] | None = None,
+        locations: Locations | None = None,
+    ) -> None:
         self.config = config
         self.policy = policy
         self.rng = rng
-        self.ledger = Ledger(total)
+        self.locations: Locations = NothingKnown() if locations is None else locations
+        self.ledger = Ledger(total, own, labels)
         self.peers: dict[bytes, Peer] = {}
         """Other nodes that live, by id."""
+        self.dead: dict[bytes, str] = {}
+        """Nodes that were seen here and died, and why. Ids never come back, so this grows only by nodes that ever were."""
+        self.bundles = BundleTable()
+        self.newly_named: list[Demand] = []
+        """Demands with a strategy that nobody has looked at yet (`group_events`)."""
+        self.refusals = False
+        """Some demand was refused, now or earlier."""
         self.nodes: tuple[Ledger, ...] = (self.ledger,)
         """Nodes in view: this one, then `peers` in their order."""
         self.cpus: int = max(1, self.ledger.total.get(CPU, 0) // ONE)
@@ -137,19 +164,56 @@ class Node:
         """A node came or went: what can be run at all is another question now."""
         self.nodes = (self.ledger, *self.peers.values())
         for demand in self.ledger.demands.values():
-            demand.feasible = demand.local or any(peer.feasible(demand) for peer in self.peers.values())
+            self.survey(demand)
         for job in self.jobs.jobs.values():
             for queue in job.queues.values():
                 if queue.parked and queue.shape.demand.feasible:
                     self.tasks.unpark(queue)
 
-    def demand(self, packed: bytes) -> Demand:
-        """Return the demand of a packed vector; ValueError when it is none."""
-        known = packed in self.ledger.demands
-        demand = self.ledger.demand(packed)
-        if not known and not demand.local:
-            demand.feasible = any(peer.feasible(demand) for peer in self.peers.values())
+    def survey(self, demand: Demand) -> None:
+        """See which nodes in view could run a demand if nothing else ran there."""
+        if demand.refusal is not None:
+            demand.local = demand.feasible = False
+            return
+        demand.local = self.ledger.could_run(demand)
+        strategy = demand.strategy
+        if strategy.kind == placing.NODE and strategy.node != self.ledger.id:
+            peer = self.peers.get(strategy.node)
+            if peer is not None and peer.could_run(demand):
+                demand.local = False  # it is waited for
+                demand.feasible = True
+                return
+        demand.feasible = demand.local or any(peer.could_run(demand) for peer in self.peers.values())
+
+    def demand(self, packed: bytes, strategy: bytes = b"") -> Demand:
+        """Return the demand of a packed vector and a packed strategy; ValueError when they are none."""
+        count = len(self.ledger.demands)
+        demand = self.ledger.demand(packed, strategy)
+        if len(self.ledger.demands) != count:
+            self.survey(demand)
+            if strategy:
+                self.newly_named.append(demand)
         return demand
+
+    def refuse(self, demand: Demand, what: str, why: str) -> None:
+        """Nothing of this demand can ever run again: what is queued, or comes later, fails."""
+        if demand.refusal is not None:
+            return
+        demand.refusal = what, why
+        demand.local = demand.feasible = False
+        self.refusals = True
+        for job in self.jobs.jobs.values():
+            for queue in job.queues.values():
+                if queue.shape.demand is demand and queue.count:
+                    self.tasks.stranded.append(queue)
+
+    def take_back_leases(self, demand: Demand, now: float) -> None:
+        """A bundle has no room: callers who hold something of what it asks for give it back, and get nothing for a while."""
+        names = {name for name, _ in demand.items}
+        for worker in list(self.leases.leased.values()):
+            if worker.held is not None and any(name in names for name, _ in worker.held.items):
+                self.revoke(worker, now)
+        self.leases.not_before = max(self.leases.not_before, now + _BUNDLE_COOLDOWN_S)
 
     def retire(self, slot: Worker) -> None:
         """A slot of another node has nothing left."""
@@ -319,11 +383,16 @@ class Node:
     def _validate_ledger(self) -> None:
         for peer in self.peers.values():
             left = dict(peer.total)
+            base = {name: units for name, units in peer.total.items() if not placing.is_of_group(name)}
+            assert peer.total == self._with_bundles(peer.id, base), f"{peer}: its bundles are not those of the groups"
             for slot in self.pool.slots():
                 if slot.peer is peer and slot.held is not None:
                     for name, amount in slot.held.items:
                         left[name] = left.get(name, 0) - amount
-            assert left == peer.available, f"{peer}: {peer.available} available, {left} by what slots hold"
+            names = set(left) | set(peer.available)
+            assert all(left.get(name, 0) == peer.available.get(name, 0) for name in names), (
+                f"{peer}: {peer.available} available, {left} by what slots hold"
+            )
         ledger = self.ledger
         expected = dict(ledger.total)
         gpus = [ONE] * len(ledger.gpu_free)
@@ -334,11 +403,27 @@ class Node:
             for name, amount in held.items:
                 expected[name] = expected.get(name, 0) - amount
             if worker.lent:
-                expected[CPU] = expected.get(CPU, 0) + held.cpu
-            for index in worker.kind[1]:
+                for name, amount in held.lendable:
+                    expected[name] = expected.get(name, 0) + amount
+            for index in worker.kind[1] if GPU in held.gpu_names else ():
                 gpus[index] -= held.gpu_share()
+        for bundle in self.bundles.held.values():
+            for name, amount in bundle.demand.items:
+                expected[name] = expected.get(name, 0) - amount
+            for index in bundle.gpus:
+                gpus[index] -= bundle.demand.gpu_share()
         names = set(expected) | set(ledger.available)
         for name in sorted(names):
             have, want = ledger.available.get(name, 0), expected.get(name, 0)
             assert have == want, f"{name}: {have} available, {want} by what workers hold"
         assert gpus == ledger.gpu_free, f"GPUs: {ledger.gpu_free} free, {gpus} by what workers hold"
+
+    def _with_bundles(self, node: bytes, total: dict[str, int]) -> dict[str, int]:
+        """What a node has in all, by what is known of groups."""
+        found = dict(total)
+        for group, placed in self.bundles.placed.items():
+            for index, at in enumerate(placed.nodes):
+                if at == node:
+                    for name, units in placing.contents(group, index, placed.spec.bundles[index]).items():
+                        found[name] = found.get(name, 0) + units
+        return found

@@ -19,6 +19,7 @@ from typing import Final
 import msgspec
 
 from zray.broker.membership import Change, NodeInfo, NodeLoad
+from zray.placing import GroupSpec
 from zray.task import ActorSpec, CallShape, JobSpec, TaskSpec
 
 VERSION: Final = 1
@@ -337,6 +338,73 @@ class JobOver(PeerMessage, frozen=True):
     reason: str
 
 
+class WantGroup(PeerMessage, frozen=True):
+    """Where a placement group is wanted -> head. Answer: GroupAnswer."""
+
+    number: int
+    home: bytes
+    """Node of the job's driver: the group ends with it, unless it is detached."""
+    spec: GroupSpec
+
+
+class DropGroup(PeerMessage, frozen=True):
+    """Where somebody wants a group gone -> head. Answer: GroupAnswer."""
+
+    number: int
+    group: bytes
+
+
+class GroupAnswer(PeerMessage, frozen=True):
+    """Head -> who asked: what is wrong with the request of that number, or ""."""
+
+    number: int
+    problem: str
+
+
+class HoldBundles(PeerMessage, frozen=True):
+    """Head -> a node: hold these bundles (index to amounts in fixed point), all or none. Answer: BundlesHeld."""
+
+    group: bytes
+    attempt: int
+    bundles: dict[int, dict[str, int]]
+
+
+class BundlesHeld(PeerMessage, frozen=True):
+    """Node -> head: the bundles of that attempt are held here, or (not accepted) none of them; and what is free now."""
+
+    group: bytes
+    attempt: int
+    accepted: bool
+    load: NodeLoad
+
+
+class ReleaseBundles(PeerMessage, frozen=True):
+    """Head -> a node: what is held for that attempt is not needed."""
+
+    group: bytes
+    attempt: int
+
+
+class GroupIs(PeerMessage, frozen=True):
+    """Head -> all, or who asked: where the bundles of a group are (b"": lost with its node). Who holds some opens them."""
+
+    spec: GroupSpec
+    nodes: tuple[bytes, ...]
+
+
+class GroupGone(PeerMessage, frozen=True):
+    """Head -> all, or who asked: a group was removed, or never was; whatever runs in it ends."""
+
+    group: bytes
+    reason: str
+
+
+class AskGroup(PeerMessage, frozen=True):
+    """Where a call names a group of which nothing is known -> head. Answer: GroupIs, GroupGone, or (pending) nothing now."""
+
+    group: bytes
+
+
 class Want(PeerMessage, frozen=True):
     """Who was lent objects -> who lent them: send their values as soon as they are there."""
 
@@ -394,6 +462,15 @@ KINDS: Final[dict[int, type[PeerMessage]]] = {
     43: AskActor,
     44: ActorIs,
     45: Output,
+    50: WantGroup,
+    51: DropGroup,
+    52: GroupAnswer,
+    53: HoldBundles,
+    54: BundlesHeld,
+    55: ReleaseBundles,
+    56: GroupIs,
+    57: GroupGone,
+    58: AskGroup,
 }
 _FIRST_NUMBERED: Final = 20
 

@@ -12,18 +12,22 @@ tasks as a local worker is. What slots hold is booked here, so that between two 
 
 from __future__ import annotations
 
-from zray import resources
+from typing import TYPE_CHECKING
+
+from zray import placing, resources
 from zray.broker.ledger import Demand, Ledger
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 class Peer(Ledger):
     """Resources of another node. `available` is what this node's slots leave of its total."""
 
-    __slots__ = ("_last", "_parsed", "id", "reported", "silent")
+    __slots__ = ("_last", "_parsed", "reported", "silent")
 
-    def __init__(self, node: bytes, total: dict[str, float]) -> None:
-        super().__init__(total)
-        self.id = node
+    def __init__(self, node: bytes, total: dict[str, float], labels: Mapping[str, str] | None = None) -> None:
+        super().__init__(total, node, labels)
         self.reported: dict[str, int] = dict(self.total)
         """What it last said is free, and what slots took and gave back since."""
         self._last: dict[str, float] = {}
@@ -36,11 +40,15 @@ class Peer(Ledger):
         return f"<Peer {self.id.hex()[:8]}{' silent' if self.silent else ''}>"
 
     def report(self, available: dict[str, float]) -> None:
-        """Take what it says is free now."""
+        """Take what it says is free now. Of bundles that it did not know of when it said so, nothing is taken back."""
         if available != self._last:
             self._last = available
             self._parsed = resources.parse({name: max(0.0, amount) for name, amount in available.items()})
+        before = self.reported
         self.reported = dict(self._parsed)
+        for name in self.total:
+            if placing.is_of_group(name) and name not in available and name in before:
+                self.reported[name] = before[name]
 
     def fits(self, demand: Demand) -> bool:
         """Can it run there now, as far as is known here?"""
@@ -51,7 +59,7 @@ class Peer(Ledger):
 
     def feasible(self, demand: Demand) -> bool:
         """Could it run there if nothing else did?"""
-        return not self.lacking(demand)
+        return self.could_run(demand)
 
     def take(self, demand: Demand, gpus: tuple[int, ...] = ()) -> None:
         """A slot holds this from now on. Which GPUs, the peer decides."""
@@ -64,3 +72,18 @@ class Peer(Ledger):
         super().give_back(demand, ())
         for name, amount in demand.items:
             self.reported[name] = min(self.reported.get(name, 0) + amount, self.total.get(name, 0))
+
+    def add(self, group: bytes, bundle: int, amounts: Mapping[str, int], gpus: tuple[int, ...] = ()) -> None:
+        """A bundle is reserved there. It may have said so already."""
+        super().add(group, bundle, amounts)
+        for name, units in placing.contents(group, bundle, amounts).items():
+            self.reported[name] = min(self.reported.get(name, 0) + units, self.total[name])
+
+    def remove(self, group: bytes, bundle: int, amounts: Mapping[str, int], gpus: tuple[int, ...] = ()) -> None:
+        """It is not any more; no slot holds anything of it."""
+        super().remove(group, bundle, amounts)
+        for name, units in placing.contents(group, bundle, amounts).items():
+            if name in self.total:
+                self.reported[name] = self.reported.get(name, 0) - units
+            else:
+                self.reported.pop(name, None)

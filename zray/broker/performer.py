@@ -71,6 +71,9 @@ class Performer:
             a.EndActor: self.end_actor,
             a.InterruptTask: self.interrupt_task,
             a.ForgetShapes: self.forget_shapes,
+            a.BundlesAnswer: lambda action: broker.groups.bundles_answer(action),
+            a.TellFree: lambda action: broker.groups.tell_free(),
+            a.AskGroup: lambda action: broker.groups.ask(action.group),
             a.RecordEvent: self.record_event,
             a.Warn: self.warn,
         }

@@ -15,15 +15,17 @@ from zray.broker import actions, events
 from zray.broker.actor_events import ActorEvents
 from zray.broker.cancelling import Canceller
 from zray.broker.dispatch import Dispatcher
+from zray.broker.group_events import GroupEvents
 from zray.broker.jobs import Job
 from zray.broker.leases import LeaseRequest
 from zray.broker.node import NEVER, Node
 from zray.broker.peers import Peer
-from zray.broker.placement import LocalPolicy, Policy
+from zray.broker.placement import LocalPolicy, Locations, Policy
 from zray.broker.settings import SchedulerConfig
 from zray.broker.task_events import TaskEvents
 from zray.broker.task_table import ShapeState
 from zray.broker.worker_pool import ACTOR, BUSY, DEAD, DRAINING, DYING, IDLE, LEASED, STARTING, STOPPING, Worker
+from zray.placing import SPREAD
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -65,7 +67,7 @@ def cause_of(status: int, oom: bool, doom: str) -> str:
 class Scheduler:
     """The machine of one node."""
 
-    __slots__ = ("_actors", "_dispatcher", "_handlers", "_tasks", "_watch_due", "config", "node")
+    __slots__ = ("_actors", "_dispatcher", "_groups", "_handlers", "_tasks", "_watch_due", "config", "node")
 
     def __init__(
         self,
@@ -73,6 +75,10 @@ class Scheduler:
         config: SchedulerConfig | None = None,
         policy: Policy | None = None,
         seed: int = 0,
+        *,
+        own: bytes = b"",
+        labels: dict[str, str] | None = None,
+        locations: Locations | None = None,
     ) -> None:
         """Make the machine of a node that has these resources.
 
@@ -81,14 +87,19 @@ class Scheduler:
             config: settings.
             policy: replaces `placement.LocalPolicy`.
             seed: of whatever the policy does at random.
+            own: id of the node.
+            labels: of the node.
+            locations: tells where the inputs of tasks are.
         """
         self.config = config if config is not None else SchedulerConfig()
-        self.node = Node(total_resources, self.config, policy if policy is not None else LocalPolicy(), Random(seed))
+        chosen = policy if policy is not None else LocalPolicy()
+        self.node = Node(total_resources, self.config, chosen, Random(seed), own, labels, locations)
         self._dispatcher = Dispatcher(self.node)
         self._actors = ActorEvents(self.node)
         self._watch_due: float = NEVER
         self._tasks = TaskEvents(self.node, self._dispatcher, self._actors)
-        actors, tasks = self._actors, self._tasks
+        self._groups = GroupEvents(self.node, self._tasks)
+        actors, tasks, groups = self._actors, self._tasks, self._groups
         self._handlers: dict[type[events.Event], Callable[[Any, float], None]] = {
             events.JobStarted: self._job_started,
             events.JobEnded: self._job_ended,
@@ -119,6 +130,10 @@ class Scheduler:
             events.TaskCancel: Canceller(self.node, tasks).cancel,
             events.PeerSeen: self._peer_seen,
             events.PeerGone: self._peer_gone,
+            events.BundlesWanted: groups.wanted,
+            events.BundlesReturned: groups.returned,
+            events.GroupPlaced: groups.placed,
+            events.GroupEnded: groups.ended,
             events.Tick: self._tick,
         }
 
@@ -130,12 +145,28 @@ class Scheduler:
         node = self.node
         out = node.out = []
         self._handlers[type(event)](event, now)
+        if node.newly_named or node.refusals or node.bundles.returning:
+            self._see_to_strategies(now)
         if out and node.dependencies.waiters:
             self._tasks.wake_after_errors(out)
+            while node.tasks.stranded:
+                self._tasks.refuse_stranded()
+                self._tasks.wake_after_errors(out)
         self._dispatcher.run(now)
         if node.story is not None:
             node.validate()
         return out
+
+    def _see_to_strategies(self, now: float) -> None:
+        """What needs to be seen to only where strategies are used."""
+        node = self.node
+        while node.newly_named:
+            self._groups.look_at(node.newly_named.pop(), now)
+        if node.refusals:
+            self._groups.refuse_actors()
+            self._tasks.refuse_stranded()
+        if node.bundles.returning:
+            self._groups.settle()
 
     @property
     def wake_at(self) -> float:
@@ -240,7 +271,7 @@ class Scheduler:
             found = node.tasks.shapes.get(shape.key)
             if found is None:
                 try:
-                    demand = node.demand(shape.resources)
+                    demand = node.demand(shape.resources, shape.strategy)
                 except ValueError:
                     continue  # made by no door of ours: what names it fails
                 found = node.tasks.shapes[shape.key] = ShapeState(shape, demand)
@@ -354,6 +385,9 @@ class Scheduler:
         shape = node.tasks.shapes.get(event.shape)
         if job is None or job.ended or shape is None or not shape.demand.local:
             return
+        strategy = shape.demand.strategy
+        if strategy.kind == SPREAD or strategy.soft:
+            return  # calls of one caller would all stay here
         node.leases.request(LeaseRequest(event.process, job, shape, event.reply))
 
     def _lease_returned(self, event: events.LeaseReturned, now: float) -> None:
@@ -374,14 +408,22 @@ class Scheduler:
         node = self.node
         peer = node.peers.get(event.node)
         if peer is None:
-            peer = node.peers[event.node] = Peer(event.node, event.total)
+            peer = node.peers[event.node] = Peer(event.node, event.total, event.labels)
+            for group, placed in node.bundles.placed.items():
+                for index, at in enumerate(placed.nodes):
+                    if at == event.node:
+                        peer.add(group, index, placed.spec.bundles[index])
             node.look_around()
         peer.report(event.available)
         peer.silent = event.silent
+        peer.queued = event.queued
+        peer.task_seconds = event.task_micros * 1e-6
 
     def _peer_gone(self, event: events.PeerGone, now: float) -> None:
         node = self.node
         peer = node.peers.pop(event.node, None)
+        node.dead[event.node] = event.reason
+        self._groups.node_gone(event.node, event.reason)
         if peer is None:
             return
         node.look_around()
@@ -416,6 +458,7 @@ class Scheduler:
             if worker.state == STOPPING and now >= worker.deadline:
                 node.kill_worker(worker, "IDLE")
         self._actors.tick(event.leased_busy, now)
+        self._groups.tick(now)
         self._replenish(now)
         if now >= self._watch_due:
             self._watch_due = NEVER

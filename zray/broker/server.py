@@ -24,6 +24,7 @@ from zray.broker import events as e
 from zray.broker import peer_messages as pm
 from zray.broker import status
 from zray.broker.cluster import Cluster
+from zray.broker.groups import Groups
 from zray.broker.membership import NEVER, NodeInfo, NodeLoad, State
 from zray.broker.object_exchange import ObjectExchange
 from zray.broker.output import RemoteOutput
@@ -129,7 +130,12 @@ class Broker:
         self._oom_kills = kernel_oom_kills()
         self._next_sweep = 0.0
         grows = config.cluster_may_grow or config.cluster is not None
-        self.scheduler = Scheduler(dict(config.resources), SchedulerConfig(cluster_may_grow=grows))
+        self.scheduler = Scheduler(
+            dict(config.resources),
+            SchedulerConfig(cluster_may_grow=grows),
+            own=self.node,
+            labels=dict(config.labels),
+        )
         self.records = Records(self.context.publisher, config, store)
         self.performer = Performer(self)
         self.cluster: Cluster | None = None
@@ -142,6 +148,7 @@ class Broker:
                 config, config.cluster, self.context, self.poller, self.records.gcs, self._own_load, self._end_because
             )
             self._work_with(self.cluster)
+        self.groups = Groups(self, self.cluster)
         self.driver_pidfd = os.pidfd_open(config.driver_pid) if config.driver_pid else -1
         if self.driver_pidfd >= 0:
             self.poller.add(self.driver_pidfd)
@@ -166,6 +173,9 @@ class Broker:
             wire.CancelTask: self._cancel,
             wire.KillActor: self._kill_actor,
             wire.LookupActor: self._lookup_actor,
+            wire.CreateGroup: self.groups.create,
+            wire.RemoveGroup: self.groups.remove,
+            wire.AwaitGroup: self.groups.await_ready,
             wire.GcsRequest: self._gcs_request,
             wire.Query: self._query,
         }
@@ -232,6 +242,8 @@ class Broker:
         actions = self.scheduler.handle(event, time.monotonic())
         if actions:
             self.performer.perform(actions)
+        if self.groups.waiting:
+            self.groups.look()
 
     def reply(self, reply: bytes, data: bytes) -> None:
         """Seal a reply object with packed bytes."""
@@ -266,6 +278,7 @@ class Broker:
             return
         self.tell(e.ProcessGone(job.process))
         self.tell(e.JobEnded(number, reason))
+        self.groups.job_over(number)
         if self.cluster is not None:
             self.cluster.tell_all_others(pm.JobOver(number, reason))
         if self.remote is not None:
@@ -659,7 +672,7 @@ class Broker:
         cluster.serve_also(pm.CancelAway, remote.cancel)
         cluster.serve_also(pm.CallActorAway, remote.call)
         cluster.serve_also(pm.KillActorAway, lambda _, m: self.kill_actor(m.actor, m.no_restart))
-        cluster.serve_also(pm.JobOver, lambda _, m: remote.job_over(m.job, m.reason))
+        cluster.serve_also(pm.JobOver, self._job_over_elsewhere)
         cluster.serve_also(pm.Want, lambda node, m: exchange.wanted(node, m.ids))
         cluster.serve_also(pm.Value, exchange.received)
         cluster.serve_also(pm.Ask, exchange.transfer.asked)
@@ -673,9 +686,18 @@ class Broker:
         self.remote.ended(node, message)
         self.cluster.load_of(node, message.load)
 
+    def _job_over_elsewhere(self, node: bytes, message: pm.JobOver) -> None:
+        assert self.remote is not None
+        self.remote.job_over(message.job, message.reason)
+        self.groups.job_over(message.job)
+
     def _peer_changed(self, node: bytes, info: NodeInfo, load: NodeLoad, state: State, reason: str) -> None:
         if state != State.DEAD:
-            self.tell(e.PeerSeen(node, info.resources, load.available, state == State.SILENT))
+            silent = state == State.SILENT
+            self.tell(
+                e.PeerSeen(node, info.resources, load.available, silent, info.labels, load.queued, load.task_micros)
+            )
+            self.groups.node_seen(info, load)
             return
         if self.exchange is None or self.remote is None or self.remote_actors is None:
             return
@@ -683,10 +705,12 @@ class Broker:
         self.remote.node_gone(node, reason)
         self.remote_actors.node_gone(node)
         self.exchange.node_gone(node, reason)
+        self.groups.node_gone(node, reason)
 
     def _own_load(self) -> NodeLoad:
         figures = self.scheduler.statistics()
-        return NodeLoad(self.scheduler.available(), figures["tasks_queued"], figures["workers_busy"])
+        micros = int(self.scheduler.node.ledger.task_seconds * 1e6)
+        return NodeLoad(self.scheduler.available(), figures["tasks_queued"], figures["workers_busy"], micros)
 
     def _end_because(self, reason: str) -> None:
         print(f"[zray] the node ends: {reason}", file=sys.stderr, flush=True)

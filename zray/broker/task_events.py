@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from zray import wire
 from zray.broker import actions, events
 from zray.broker.dependencies import Waiting
+from zray.broker.refusals import refusal_text
 from zray.broker.task_table import ShapeState, Shared, TaskQueue
 from zray.broker.worker_pool import BUSY, Worker
 from zray.ids import return_id
@@ -63,7 +64,7 @@ class TaskEvents:
         for index in range(len(tasks)):
             spec = tasks[index]
             shape = node.tasks.shapes.get(spec.shape)
-            if not missing[index] or shape is None or (not shape.demand.feasible and not node.config.cluster_may_grow):
+            if not missing[index] or shape is None or not self._may_ever_run(shape):
                 ready.append(spec)
             elif spec.id not in node.tasks.home:
                 spec.shape = shape.key
@@ -72,11 +73,17 @@ class TaskEvents:
                 node.dependencies.add(waiting, missing[index])
         return ready
 
+    def _may_ever_run(self, shape: ShapeState) -> bool:
+        demand = shape.demand
+        return demand.feasible or demand.patient or self.node.config.cluster_may_grow
+
     def _warn_of_parked(self) -> None:
         """Tell once for each kind of task that waits for the cluster to grow."""
         node = self.node
         if node.config.cluster_may_grow:
             for queue in node.tasks.newly_parked:
+                if queue.shape.demand.patient:
+                    continue
                 text = self._why_never(queue.shape) + " It waits for a node that can."
                 node.out.append(actions.Warn(queue.job.number, "infeasible " + queue.shape.key.hex(), text))
         node.tasks.newly_parked.clear()
@@ -150,6 +157,29 @@ class TaskEvents:
         if ready:
             self._wake(ready)
 
+    # -- demands that can never be met ---------------------------------------------------------------------------------
+
+    def refuse_one(self, spec: TaskSpec, shape: ShapeState) -> None:
+        """A task whose demand was refused ends."""
+        kind, text = _refusal(shape)
+        self.node.interrupted.discard(spec.id)
+        self.node.seal(spec.id, shape, kind, {"message": text})
+
+    def refuse_stranded(self) -> None:
+        """All that is queued with a refused demand ends."""
+        node = self.node
+        tasks = node.tasks
+        while tasks.stranded:
+            queue = tasks.stranded.pop()
+            ended = [spec.id for spec in queue.specs if tasks.home.get(spec.id) is queue]
+            for task in ended:
+                tasks.end(task, None)
+                node.interrupted.discard(task)
+            if ended:
+                kind, text = _refusal(queue.shape)
+                fields: dict[str, object] = {"function_name": queue.shape.name, "message": text}
+                node.out.append(actions.SealErrors(ended, queue.shape.num_returns, kind, fields))
+
     # -- ends ----------------------------------------------------------------------------------------------------------
 
     def finished(self, event: events.TasksFinished, now: float) -> None:
@@ -190,6 +220,10 @@ class TaskEvents:
                 self._settle_interrupt(task)
         worker.since = worker.last_used = now
         if count:
+            place = worker.peer or node.ledger
+            place.full_since = -1.0
+            if worker.peer is None:
+                place.task_seconds += (total * 1e-6 / count - place.task_seconds) * (count / (count + 16.0))
             worker.job.served += total
             if worker.queue is not None:
                 worker.queue.shape.observe(total, count)
@@ -255,6 +289,8 @@ class TaskEvents:
         if spec.id in self.node.interrupted:
             self.node.interrupted.discard(spec.id)
             node.seal(spec.id, shape, "TaskCancelledError", {})
+        elif shape.demand.refusal is not None:
+            self.refuse_one(spec, shape)
         elif shape.max_retries < 0 or spec.attempt < shape.max_retries:
             node.out.append(actions.Reopen(spec, shape.num_returns))
             node.tasks.requeue(queue, spec)
@@ -305,6 +341,8 @@ class TaskEvents:
             self.node.interrupted.discard(spec.id)
             if cancelled or worker.doom == "CANCELLED":
                 node.seal(spec.id, shape, "TaskCancelledError", {})
+            elif shape.demand.refusal is not None:
+                self.refuse_one(spec, shape)
             elif not ran or shape.max_retries < 0 or spec.attempt < shape.max_retries:
                 node.out.append(actions.Reopen(spec, shape.num_returns))
                 node.tasks.requeue(node.tasks.queue_for(job, shape), spec)
@@ -354,6 +392,13 @@ class TaskEvents:
             if tasks:
                 found = {"function_name": queue.shape.name, **fields}
                 node.out.append(actions.SealErrors(tasks, queue.shape.num_returns, "WorkerCrashedError", found))
+
+
+def _refusal(shape: ShapeState) -> tuple[str, str]:
+    """Kind and text of the error of a task whose demand was refused."""
+    assert shape.demand.refusal is not None
+    gone = shape.demand.refusal[0] == "GROUP"
+    return "TaskPlacementGroupRemoved" if gone else "TaskUnschedulableError", refusal_text(shape.name, shape.demand)
 
 
 def _pick(handed: deque[TaskSpec], task: bytes) -> TaskSpec | None:

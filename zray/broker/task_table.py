@@ -101,6 +101,12 @@ class TaskQueue:
         self.takers: int = 0
         """Workers that are busy with tasks of this queue."""
 
+    def next(self) -> TaskSpec | None:
+        """The first task that has not ended."""
+        if self.dropped:
+            return next((spec for spec in self.specs if spec.id not in self.dropped), None)
+        return self.specs[0] if self.specs else None
+
     def __repr__(self) -> str:
         return f"<TaskQueue {self.shape.name} of job {self.job.number}: {self.count}>"
 
@@ -145,7 +151,7 @@ class Shared:
 class TaskTable:
     """Where every unfinished task is."""
 
-    __slots__ = ("home", "jobs", "newly_parked", "queued", "shapes")
+    __slots__ = ("home", "jobs", "newly_parked", "queued", "shapes", "stranded")
 
     def __init__(self, jobs: JobTable) -> None:
         self.home: dict[bytes, Waiting | TaskQueue | Worker | Shared] = {}
@@ -155,6 +161,8 @@ class TaskTable:
         """Tasks in queues that are not parked."""
         self.newly_parked: list[TaskQueue] = []
         """Parked queues that nobody has been warned of yet."""
+        self.stranded: list[TaskQueue] = []
+        """Queues with tasks whose demand was refused: they fail before anything else happens."""
 
     def queue_for(self, job: Job, shape: ShapeState) -> TaskQueue:
         """The queue for a job's tasks of a shape."""
@@ -179,6 +187,8 @@ class TaskTable:
 
     def _grow(self, queue: TaskQueue, count: int) -> None:
         queue.count += count
+        if queue.shape.demand.refusal is not None:
+            self.stranded.append(queue)
         if queue.parked:
             return
         self.queued += count
@@ -225,7 +235,7 @@ class TaskTable:
                     queue = self.queue_for(job, shape)
             if spec.id in home:
                 continue
-            if refuse and queue.parked:
+            if refuse and queue.parked and not queue.shape.demand.patient:
                 refused.append(spec)
                 continue
             spec.shape = queue.shape.key

@@ -161,6 +161,8 @@ class GroupState(enum.IntEnum):
     PENDING = 0
     CREATED = 1
     REMOVED = 2
+    RESCHEDULING = 3
+    """Some of its bundles were lost with their nodes and have no others yet."""
 
 
 class PlacementGroupRow(GcsRow, frozen=True, array_like=True):
