@@ -37,7 +37,7 @@ RECORDS = {
     "call_signature",
 }
 _BROKER_MACHINES = """
-    actions actor_events actor_table cancelling dependencies dispatch events jobs leases ledger lending membership node peer_messages peers placement
+    actions actor_events actor_table cancelling dependencies dispatch events head_watch jobs leases ledger lending membership node peer_messages peers placement
     reliable scheduler settings task_events task_table unsent worker_pool
 """
 _GCS_MACHINES = "faults limits messages shard sharding tables task_batches task_rows topics"
