@@ -66,7 +66,19 @@ def _mapping(_context: click.Context, _parameter: click.Parameter, value: str) -
     default=30.0,
     show_default=True,
     type=click.FloatRange(min=0.5),
-    help="Seconds of silence after which the head takes a node for dead, and a node the head for gone.",
+    help="Seconds of silence after which the head takes a node for dead, and a node the head for lost.",
+)
+@click.option(
+    "--storage",
+    default="memory",
+    show_default=True,
+    metavar="WHERE",
+    help="Head: where its tables survive it: memory, sqlite:PATH or redis://... .",
+)
+@click.option(
+    "--head-grace",
+    type=click.FloatRange(min=0),
+    help="Head: seconds for which other nodes outlive it and ask for it.  [default: 60 with storage, else 0]",
 )
 def start(
     head: bool,
@@ -81,6 +93,8 @@ def start(
     resources: dict[str, float],
     labels: dict[str, str],
     node_timeout: float,
+    storage: str,
+    head_grace: float | None,
 ) -> None:
     """Start a node of a cluster on this machine; it runs until `zray stop`.
 
@@ -96,7 +110,11 @@ def start(
         if key is None:
             raise click.UsageError("--key FILE is needed: a copy of the key file that `zray start --head` has named")
     settings = nodes.NodeSettings(num_cpus, num_gpus, memory, resources, object_store_memory, labels)
-    place = nodes.ClusterSettings(host or nodes.own_address(address), port, address, key or "", node_timeout)
+    if address and (storage != "memory" or head_grace is not None):
+        raise click.UsageError("--storage and --head-grace are the head's: only the head keeps tables")
+    place = nodes.ClusterSettings(
+        host or nodes.own_address(address), port, address, key or "", node_timeout, storage, head_grace
+    )
     try:
         started = nodes.start(settings, 0, place)
     except (errors.ZraySystemError, OSError, ValueError) as error:

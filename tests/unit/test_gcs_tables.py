@@ -13,6 +13,7 @@ from zray.gcs.tables import (
     ActorNameRow,
     ActorRow,
     ActorState,
+    ClusterRow,
     EventRow,
     FunctionRow,
     GcsRow,
@@ -44,6 +45,7 @@ ROWS: list[GcsRow] = [
     ActorNameRow("default", "counter", ID),
     ObjectRow(ID, 1 << 40, (ID, ID)),
     PlacementGroupRow(ID, 3, GroupState.CREATED, "SPREAD", ({"CPU": 1.0}, {"GPU": 0.5}), (ID, ID)),
+    ClusterRow(ID, ID, 4, 2),
     EventRow(12, 1.5, "tasks", ID, "retried", "worker 3 died"),
 ]
 
@@ -117,9 +119,10 @@ def test_event_keys_are_ordered_as_their_numbers(numbers: list[int]) -> None:
 
 
 def test_ends_are_recognised() -> None:
-    node, job, _, actor, name, thing, group, event = ROWS
+    node, job, _, actor, name, thing, group, cluster, event = ROWS
     assert not any(map(is_ended, (node, job, actor, name, thing, group)))
     assert is_ended(event)
+    assert not is_ended(cluster)
     replace = msgspec.structs.replace
     assert is_ended(replace(node, alive=False))
     assert is_ended(replace(job, running=False))

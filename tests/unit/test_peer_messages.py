@@ -16,7 +16,8 @@ JOB = JobSpec(1, NODE, 1, "", [], "/")
 ACTOR = ActorSpec(TaskSpec(NODE, NODE), 1, "name", "space", True)
 EXAMPLES: list[pm.PeerMessage] = [
     pm.Join(INFO),
-    pm.Joined("cluster", INFO, [INFO, INFO], 3),
+    pm.Rejoin(INFO, "c1", 3, [INFO]),
+    pm.Joined("c1", INFO, [INFO, INFO], 3, 60.0),
     pm.Rejected("no"),
     pm.Beat(NodeLoad({"CPU": 1.5}, 3, 2, 1000)),
     pm.Loads({NODE: NodeLoad({})}),
@@ -68,7 +69,7 @@ def test_every_message_survives_its_frame(message: pm.PeerMessage) -> None:
 
 def test_what_must_arrive_is_numbered() -> None:
     plain = {type(message) for message in EXAMPLES if not pm.is_numbered(message)}
-    assert plain == {pm.Join, pm.Joined, pm.Rejected, pm.Beat, pm.Loads, pm.NotMe}
+    assert plain == {pm.Join, pm.Rejoin, pm.Joined, pm.Rejected, pm.Beat, pm.Loads, pm.NotMe}
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -44,14 +44,29 @@ class Join(PeerMessage, frozen=True):
     info: NodeInfo
 
 
+class Rejoin(PeerMessage, frozen=True):
+    """Node that has lost its head -> whoever is at the head's address, until it is answered with `Joined` or `Rejected`."""
+
+    info: NodeInfo
+    cluster: str
+    """Id of the cluster, in hex: a head that has begun another one knows nothing of this node's."""
+    index: int
+    """Of this node, as in `Joined`."""
+    members: list[NodeInfo]
+    """Other nodes that it knows to live: the head may have forgotten some (its machine lost its newest writes)."""
+
+
 class Joined(PeerMessage, frozen=True):
-    """Head -> newcomer: you belong to the cluster; these do, too."""
+    """Head -> newcomer, or a node that comes back: you belong to the cluster; these do, too."""
 
     cluster: str
+    """Its id, in hex."""
     head: NodeInfo
     members: list[NodeInfo]
     index: int
     """Of the newcomer among all nodes that ever joined: its jobs get numbers of their own from it."""
+    grace: float = 0.0
+    """Seconds for which members outlive this head (`zray.broker.head_watch`)."""
 
 
 class Rejected(PeerMessage, frozen=True):
@@ -307,6 +322,7 @@ KINDS: Final[dict[int, type[PeerMessage]]] = {
     4: Beat,
     5: Loads,
     6: NotMe,
+    7: Rejoin,
     20: NodeUp,
     21: NodeChanged,
     22: Leave,

@@ -6,7 +6,7 @@ not cover which shard keeps a key (`sharding`), bounds and versions (`shard`), o
 
 Keys. Nodes, jobs, functions, actors, objects and placement groups: their 16-byte id. Names of actors:
 `namespaced_key(namespace, name)`. Events: 8-byte big-endian number, so that key order is order of birth. User keys:
-`namespaced_key(namespace, key)`, the value is the user's bytes. Tasks: the 16-byte id; they are written in bulk and
+`namespaced_key(namespace, key)`, the value is the user's bytes. The cluster's one row: CLUSTER_KEY. Tasks: the 16-byte id; they are written in bulk and
 kept in `task_rows`, so `TaskRow` is what a reader gets, not what is stored.
 
 Rows are positional (`array_like`): a field may be added at the end, with a default; none is ever removed or moved.
@@ -44,10 +44,20 @@ class Table(enum.IntEnum):
     PLACEMENT_GROUPS = 8
     EVENTS = 9
     KV = 10
+    CLUSTER = 11
 
 
 KEYED_BY_ID: Final = frozenset(
-    (Table.NODES, Table.JOBS, Table.FUNCTIONS, Table.ACTORS, Table.TASKS, Table.OBJECTS, Table.PLACEMENT_GROUPS)
+    (
+        Table.NODES,
+        Table.JOBS,
+        Table.FUNCTIONS,
+        Table.ACTORS,
+        Table.TASKS,
+        Table.OBJECTS,
+        Table.PLACEMENT_GROUPS,
+        Table.CLUSTER,
+    )
 )
 """Tables whose keys are 16-byte ids."""
 
@@ -77,6 +87,29 @@ class NodeRow(GcsRow, frozen=True, array_like=True):
     ended: float = 0.0
     reason: str = ""
     """Why it is dead, for people."""
+    index: int = 0
+    """Among all that ever joined; the head's is 0."""
+    version: str = ""
+    python: str = ""
+    session: str = ""
+    directory: str = ""
+
+
+CLUSTER_KEY: Final = bytes(ID_SIZE)
+"""Of the one row of its table."""
+
+
+class ClusterRow(GcsRow, frozen=True, array_like=True):
+    """The cluster itself: what a head must know of its last life."""
+
+    id: bytes
+    """Drawn when the cluster began: a head with other storage has begun another one."""
+    head: bytes
+    """Node id of the present head."""
+    joined: int = 0
+    """Nodes that ever joined."""
+    lives: int = 1
+    """Of the head."""
 
 
 class JobRow(GcsRow, frozen=True, array_like=True):
@@ -247,6 +280,7 @@ ROW_TABLES: Final[dict[type[GcsRow], Table]] = {
     ObjectRow: Table.OBJECTS,
     PlacementGroupRow: Table.PLACEMENT_GROUPS,
     EventRow: Table.EVENTS,
+    ClusterRow: Table.CLUSTER,
 }
 _DECODERS: Final[dict[type[GcsRow], msgspec.msgpack.Decoder[GcsRow]]] = {
     row_type: msgspec.msgpack.Decoder(row_type) for row_type in ROW_TABLES
@@ -283,6 +317,8 @@ def event_key(number: int) -> bytes:
 
 def key_of(row: GcsRow) -> bytes:
     """Return the key of a row; RowError when its id has not 16 bytes."""
+    if isinstance(row, ClusterRow):
+        return CLUSTER_KEY
     if isinstance(row, FunctionRow):
         key = row.shape.key
     elif isinstance(row, ActorNameRow):
