@@ -40,7 +40,7 @@ _BROKER_MACHINES = """
     actions actor_events actor_table cancelling dependencies dispatch events head_watch jobs leases ledger lending membership node peer_messages peers placement
     reliable scheduler settings task_events task_table unsent worker_pool
 """
-_GCS_MACHINES = "faults limits messages shard sharding tables task_batches task_rows topics"
+_GCS_MACHINES = "faults limits lineage_log messages shard sharding tables task_batches task_rows topics"
 MACHINES = {
     "call_order",
     *(f"broker.{name}" for name in _BROKER_MACHINES.split()),

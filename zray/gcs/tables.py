@@ -6,7 +6,9 @@ not cover which shard keeps a key (`sharding`), bounds and versions (`shard`), o
 
 Keys. Nodes, jobs, functions, actors, objects and placement groups: their 16-byte id. Names of actors:
 `namespaced_key(namespace, name)`. Events: 8-byte big-endian number, so that key order is order of birth. User keys:
-`namespaced_key(namespace, key)`, the value is the user's bytes. The cluster's one row: CLUSTER_KEY. Tasks: the 16-byte id; they are written in bulk and
+`namespaced_key(namespace, key)`, the value is the user's bytes. The cluster's one row: CLUSTER_KEY.
+Answers (of writes that other nodes asked for, until they have heard them): id of the node and number of the request,
+8 bytes, big-endian; written by the service alone. Tasks: the 16-byte id; they are written in bulk and
 kept in `task_rows`, so `TaskRow` is what a reader gets, not what is stored.
 
 Rows are positional (`array_like`): a field may be added at the end, with a default; none is ever removed or moved.
@@ -45,6 +47,7 @@ class Table(enum.IntEnum):
     EVENTS = 9
     KV = 10
     CLUSTER = 11
+    ANSWERS = 12
 
 
 KEYED_BY_ID: Final = frozenset(
