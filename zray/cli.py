@@ -110,6 +110,12 @@ def start(
         if key is None:
             raise click.UsageError("--key FILE is needed: a copy of the key file that `zray start --head` has named")
     settings = nodes.NodeSettings(num_cpus, num_gpus, memory, resources, object_store_memory, labels)
+    from zray.gcs.storage import check_name
+
+    try:
+        check_name(storage)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--storage") from None
     if address and (storage != "memory" or head_grace is not None):
         raise click.UsageError("--storage and --head-grace are the head's: only the head keeps tables")
     place = nodes.ClusterSettings(
@@ -161,16 +167,21 @@ def status(address: str, as_json: bool) -> None:
         raise click.ClickException(str(error)) from None
     try:
         nodes, total, free = zray.nodes(), zray.cluster_resources(), zray.available_resources()
+        place = zray.api.query("cluster")
     finally:
         zray.shutdown()
     if as_json:
-        click.echo(json.dumps({"nodes": nodes, "total": total, "available": free}))
+        click.echo(json.dumps({"nodes": nodes, "total": total, "available": free, "cluster": place}))
         return
     for node in nodes:
         mark = " (head)" if node.get("is_head") else ""
         reason = f": {node['reason']}" if node.get("reason") else ""
         has = ", ".join(f"{name} {amount:g}" for name, amount in _shown(node.get("Resources", {})))
         click.echo(f"{node['NodeID'][:8]}  {node.get('address', ''):<22} {node['state']}{mark}{reason}  {has}")
+    failure = f" ({place['storage_failure']})" if place["storage_failure"] else ""
+    click.echo(f"storage: {place['storage']}{failure}")
+    if place["head_lost"]:
+        click.echo(f"the head is lost: {place['head_lost']}")
     click.echo("free: " + ", ".join(f"{name} {free.get(name, 0.0):g} of {amount:g}" for name, amount in _shown(total)))
 
 

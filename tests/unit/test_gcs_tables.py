@@ -14,6 +14,7 @@ from zray.gcs.tables import (
     ActorRow,
     ActorState,
     ClusterRow,
+    CreationRow,
     EventRow,
     FunctionRow,
     GcsRow,
@@ -23,6 +24,7 @@ from zray.gcs.tables import (
     ObjectRow,
     PlacementGroupRow,
     RowError,
+    StoredValue,
     Table,
     check_entry,
     decode_row,
@@ -33,7 +35,7 @@ from zray.gcs.tables import (
     namespaced_key,
     split_key,
 )
-from zray.task import ActorSpec, CallShape, TaskSpec
+from zray.task import ActorSpec, CallShape, JobSpec, TaskSpec
 
 ID = bytes(range(16))
 SHAPE = CallShape(ID, 0, b"", "f")
@@ -46,6 +48,9 @@ ROWS: list[GcsRow] = [
     ObjectRow(ID, 1 << 40, (ID, ID)),
     PlacementGroupRow(ID, 3, GroupState.CREATED, "SPREAD", ({"CPU": 1.0}, {"GPU": 0.5}), (ID, ID)),
     ClusterRow(ID, ID, 4, 2),
+    CreationRow(
+        ID, JobSpec(1, ID, 1, "", [], "/"), ActorSpec(TaskSpec(ID, ID), 3), SHAPE, [StoredValue(ID, 1, 0, b"code")]
+    ),
     EventRow(12, 1.5, "tasks", ID, "retried", "worker 3 died"),
 ]
 
@@ -119,8 +124,8 @@ def test_event_keys_are_ordered_as_their_numbers(numbers: list[int]) -> None:
 
 
 def test_ends_are_recognised() -> None:
-    node, job, _, actor, name, thing, group, cluster, event = ROWS
-    assert not any(map(is_ended, (node, job, actor, name, thing, group)))
+    node, job, _, actor, name, thing, group, cluster, creation, event = ROWS
+    assert not any(map(is_ended, (node, job, actor, name, thing, group, cluster, creation)))
     assert is_ended(event)
     assert not is_ended(cluster)
     replace = msgspec.structs.replace

@@ -38,7 +38,7 @@ RECORDS = {
 }
 _BROKER_MACHINES = """
     actions actor_events actor_table cancelling dependencies dispatch events head_watch jobs leases ledger lending membership node peer_messages peers placement
-    reliable scheduler settings task_events task_table unsent worker_pool
+    reliable scheduler settings task_events task_table told_rows unsent worker_pool
 """
 _GCS_MACHINES = "faults limits lineage_log messages shard sharding tables task_batches task_rows topics"
 MACHINES = {

@@ -17,7 +17,7 @@ ACTOR = ActorSpec(TaskSpec(NODE, NODE), 1, "name", "space", True)
 EXAMPLES: list[pm.PeerMessage] = [
     pm.Join(INFO),
     pm.Rejoin(INFO, "c1", 3, [INFO]),
-    pm.Joined("c1", INFO, [INFO, INFO], 3, 60.0),
+    pm.Joined("c1", INFO, [INFO, INFO], 3, 60.0, "sqlite"),
     pm.Rejected("no"),
     pm.Beat(NodeLoad({"CPU": 1.5}, 3, 2, 1000)),
     pm.Loads({NODE: NodeLoad({})}),
@@ -26,7 +26,7 @@ EXAMPLES: list[pm.PeerMessage] = [
     pm.NodeChanged(Change(NODE, State.DEAD, "gone")),
     pm.Leave("enough"),
     pm.Gone(NODE, "its port refuses"),
-    pm.StoreRequest(1, b"request"),
+    pm.StoreRequest(8, b"request", 7),
     pm.StoreReply(1, b"reply"),
     pm.Value(NODE, 1, 2, 3, b"abc", [NODE]),
     pm.Value(NODE, 1, 2, 1 << 40, None, []),

@@ -7,6 +7,7 @@ members and holds the control store; every node, the head too, knows all the oth
 
 from __future__ import annotations
 
+import functools
 import os
 import socket
 import sys
@@ -29,7 +30,10 @@ from zray.broker.membership import (
     Refusal,
     State,
 )
-from zray.gcs.tables import CLUSTER_KEY, ActorNameRow, ClusterRow, NodeRow, key_of
+from zray.broker.revival import end_rows_of
+from zray.broker.told_rows import Place, ToldRows
+from zray.gcs import messages as gcs_messages
+from zray.gcs.tables import CLUSTER_KEY, ROW_TABLES, ClusterRow, NodeRow, Table, encode_row, key_of
 from zray.ids import random_id
 from zray.peer_transport import ClusterKey, PeerSockets
 
@@ -38,6 +42,7 @@ if TYPE_CHECKING:
 
     from zray.broker.config import BrokerConfig, ClusterConfig
     from zray.gcs.service import GcsService
+    from zray.gcs.tables import GcsRow
     from zray.transport import Context, Poller
 
 _JOIN_S: Final = 10.0
@@ -135,6 +140,13 @@ class Cluster:
             pm.StoreRequest: self._store_request,
             pm.StoreReply: self._store_reply,
         }
+        self.storage = ""
+        """Kind of storage that the head keeps its tables in, for people."""
+        self.last_head = b""
+        """Head, when it has begun another life: its id in the last one."""
+        self.on_new_head: Callable[[], None] | None = None
+        """Told when the head has begun another life."""
+        self._told = ToldRows()
         self.index = 0
         """Of this node among all that ever joined; the head's is 0."""
         self.on_peer: Callable[[bytes, NodeInfo, NodeLoad, State, str], None] | None = None
@@ -203,6 +215,7 @@ class Cluster:
     def _admitted(self, message: pm.Joined) -> None:
         now = time.monotonic()
         self.watch.joined(message.head.id, message.grace, now)
+        self.storage = message.storage
         self.index = message.index
         self.id = bytes.fromhex(message.cluster)
         self._meet(message, now)
@@ -260,6 +273,7 @@ class Cluster:
                 self._follow(self.watch.tick(now), now)
                 if not self.watch.is_lost:
                     self.links.send(self.head, pm.Beat(self._load()), now)
+                self._tell_rows(self._told.tick(now))
         self._take(self.links.tick(now), now)
 
     def _notice_pause(self, now: float) -> None:
@@ -310,11 +324,13 @@ class Cluster:
 
     def _begin_life(self, now: float) -> None:
         """Go on with the cluster that is in the storage, or begin one."""
-        row = self._gcs.row(ClusterRow, CLUSTER_KEY)
-        if row is None:
+        self.storage = self.place.storage.partition(":")[0]
+        last = self._gcs.row(ClusterRow, CLUSTER_KEY)
+        if last is None:
             row = ClusterRow(random_id(), self.own)
         else:
-            row = msgspec.structs.replace(row, head=self.own, lives=row.lives + 1)
+            row = msgspec.structs.replace(last, head=self.own, lives=last.lives + 1)
+            self.last_head = last.head
         self.id = row.id
         self._gcs.put_row(row)
         self._gcs.put_row(node_row(self.info, 0))
@@ -379,7 +395,9 @@ class Cluster:
         others = [member.info for member in self._membership.present() if member.info.id not in (self.own, node)]
         self._learn(info, now)
         self.links.know(node, info.address)
-        self.links.send(node, pm.Joined(self.id.hex(), self.info, others, index, self.place.head_grace), now)
+        self.links.send(
+            node, pm.Joined(self.id.hex(), self.info, others, index, self.place.head_grace, self.storage), now
+        )
         if row is None or not row.alive:
             self._gcs.put_row(node_row(info, index))
             self._tell_all(pm.NodeUp(info), now, but=node)
@@ -400,13 +418,8 @@ class Cluster:
         for change in changes:
             self._tell_all(pm.NodeChanged(change), now, but=change.node)
             if change.state == State.DEAD:
-                row = self._gcs.row(NodeRow, change.node)
-                if row is not None:
-                    self._gcs.put_row(
-                        msgspec.structs.replace(row, alive=False, ended=time.time(), reason=change.reason)
-                    )
-                for name in [name for name in self._gcs.rows(ActorNameRow) if name.node == change.node]:
-                    self._gcs.delete_row(ActorNameRow, key_of(name))
+                end_rows_of(self._gcs, change.node, change.reason)
+                self._gcs.forget_answers(change.node, 1 << 63)
             self._apply(change)
 
     def _tell_all(self, message: pm.PeerMessage, now: float, but: bytes = b"") -> None:
@@ -416,7 +429,12 @@ class Cluster:
                 self.links.send(member.info.id, message, now)
 
     def _store_request(self, node: bytes, message: pm.StoreRequest, now: float) -> None:
-        self.links.send(node, pm.StoreReply(message.number, self._gcs.handle_request(message.body)), now)
+        self._gcs.forget_answers(node, message.oldest)
+        self._gcs.serve_request(
+            message.body,
+            lambda reply: self.links.send(node, pm.StoreReply(message.number, reply), time.monotonic()),
+            (node, message.number),
+        )
 
     # -- at the others ------------------------------------------------------------------------------------------------
 
@@ -462,7 +480,9 @@ class Cluster:
         for other, reason in self._gone.items():
             self.links.send(self.head, pm.Gone(other, reason), now)
         for number, (body, _) in self._requests.items():
-            self.links.send(self.head, pm.StoreRequest(number, body), now)
+            self.links.send(self.head, pm.StoreRequest(number, body, min(self._requests)), now)
+        if self.on_new_head is not None:
+            self.on_new_head()
 
     def _loads(self, node: bytes, message: pm.Loads, now: float) -> None:
         for other, load in message.loads.items():
@@ -492,12 +512,25 @@ class Cluster:
     def request(self, body: bytes, answer: Callable[[bytes], None]) -> None:
         """Ask the cluster's control store; `answer` is called with the encoded reply (at once on the head)."""
         if self.is_head:
-            answer(self._gcs.handle_request(body))
+            self._gcs.serve_request(body, answer)
             return
         self._last_request += 1
         number = self._last_request
         self._requests[number] = body, answer
-        self.links.send(self.head, pm.StoreRequest(number, body), time.monotonic())
+        self.links.send(self.head, pm.StoreRequest(number, body, min(self._requests)), time.monotonic())
+
+    def share(self, row: GcsRow) -> None:
+        """Have the head store a row of this node, too, some time soon, whatever becomes of the head meanwhile."""
+        self._tell_rows(self._told.changed((ROW_TABLES[type(row)], key_of(row)), encode_row(row)))
+
+    def _tell_rows(self, rows: list[tuple[Place, bytes]]) -> None:
+        for place, value in rows:
+            body = gcs_messages.encode(gcs_messages.Put(Table(place[0]), place[1], value))
+            self.request(body, functools.partial(self._row_told, place))
+
+    def _row_told(self, place: Place, answer: bytes) -> None:
+        stored = isinstance(gcs_messages.decode_reply(answer), gcs_messages.Written)
+        self._tell_rows(self._told.answered(place, stored, time.monotonic()))
 
     def _store_reply(self, node: bytes, message: pm.StoreReply, now: float) -> None:
         found = self._requests.pop(message.number, None)

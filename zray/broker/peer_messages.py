@@ -67,6 +67,8 @@ class Joined(PeerMessage, frozen=True):
     """Of the newcomer among all nodes that ever joined: its jobs get numbers of their own from it."""
     grace: float = 0.0
     """Seconds for which members outlive this head (`zray.broker.head_watch`)."""
+    storage: str = ""
+    """Kind of storage that its tables are in, for people."""
 
 
 class Rejected(PeerMessage, frozen=True):
@@ -123,10 +125,12 @@ class Gone(PeerMessage, frozen=True):
 
 
 class StoreRequest(PeerMessage, frozen=True):
-    """Node -> head: a request to the control store (`zray.gcs.messages`)."""
+    """Node -> head: a request to the control store (`zray.gcs.messages`). Said again to the head's next life when no answer has come."""
 
     number: int
     body: bytes
+    oldest: int = 0
+    """The oldest request of this node that is not answered: the head need not remember earlier answers."""
 
 
 class StoreReply(PeerMessage, frozen=True):

@@ -22,7 +22,7 @@ from zray import _store, wire
 from zray.broker import actions as a
 from zray.broker import events as e
 from zray.broker import peer_messages as pm
-from zray.broker import status
+from zray.broker import revival, status
 from zray.broker.cluster import Cluster
 from zray.broker.membership import NEVER, NodeInfo, NodeLoad, State
 from zray.broker.object_exchange import ObjectExchange
@@ -131,6 +131,7 @@ class Broker:
         grows = config.cluster_may_grow or config.cluster is not None
         self.scheduler = Scheduler(dict(config.resources), SchedulerConfig(cluster_may_grow=grows))
         self.records = Records(self.context.publisher, config, store)
+        self.records.gcs.on_taken = self._end_because
         self.performer = Performer(self)
         self.cluster: Cluster | None = None
         self.exchange: ObjectExchange | None = None
@@ -200,6 +201,7 @@ class Broker:
                 if now >= next_tick or now >= self.scheduler.wake_at:
                     self._tick(now)
                     next_tick = now + (_IDLE_TICK_S if self.scheduler.is_idle() else _TICK_S)
+                self.records.gcs.commit()
         except BaseException:
             # Whoever started the node shows the log, and removes what is left.
             traceback.print_exc()
@@ -438,7 +440,7 @@ class Broker:
 
     def _gcs_request(self, message: wire.GcsRequest) -> None:
         if self.cluster is None:
-            self.reply(message.reply, self.records.gcs.handle_request(message.body))
+            self.records.gcs.serve_request(message.body, lambda answer: self.reply(message.reply, answer))
         else:
             self.cluster.request(message.body, lambda answer: self.reply(message.reply, answer))
 
@@ -632,6 +634,25 @@ class Broker:
         if committed - used < min(used, _TOUCH_AHEAD):
             self.store.touch_ahead(committed - used + _TOUCH_PIECE)
 
+    # -- lives of the head ---------------------------------------------------------------------------------------------
+
+    def begin_life(self) -> None:
+        """Join the cluster, or (the head) go on with the one whose rows are stored. Raises CannotJoin."""
+        if self.cluster is None:
+            return
+        self.cluster.join()
+        if self.cluster.is_head:
+            self._jobs_seen = revival.newest_job(self.records.gcs, _JOB_BITS)
+            if self.cluster.last_head:
+                revival.end_rows_of(self.records.gcs, self.cluster.last_head, "the head was started again")
+                self.records.gcs.abandon_tasks()
+                revival.make_again(self)
+            self.records.on_alive = lambda actor: revival.keep_creation(self, actor)
+            self.records.gcs.commit()
+        else:
+            self.records.share = self.cluster.share
+            self.cluster.on_new_head = self.records.share_all
+
     # -- the cluster --------------------------------------------------------------------------------------------------
 
     def _work_with(self, cluster: Cluster) -> None:
@@ -716,6 +737,7 @@ class Broker:
         kill_group_of_fork_parent(self.forks.pid)
         if self.cluster is not None:
             self.cluster.close("it was ended")
+        self.records.gcs.close()
         self.context.close()
         self.store.close()
         shutil.rmtree(self.config.spill_directory, ignore_errors=True)

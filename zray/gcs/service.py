@@ -583,6 +583,17 @@ class GcsService:
         if self._tasks.finished(job, worker, ids, statuses, micros, self._clock.wall()):
             self.settle_tasks()
 
+    @property
+    def durable(self) -> bool:
+        """Whether rows survive this process."""
+        return self._durable
+
+    def abandon_tasks(self) -> None:
+        """All tasks that are live have ended with the last life of this node."""
+        self.settle_tasks()
+        for job in {row.job for rows in self._tasks.shards for row in rows.live(None, 1 << 62)}:
+            self.job_ended(job)
+
     def job_ended(self, job: int) -> None:
         """Note that a job is over: its live tasks end as ABANDONED. The job's own row is written with `put_row`."""
         self.settle_tasks()

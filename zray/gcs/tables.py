@@ -22,7 +22,7 @@ from typing import Final, TypeVar, cast
 import msgspec
 
 from zray.ids import ID_SIZE
-from zray.task import ActorSpec, CallShape, TaskSpec
+from zray.task import ActorSpec, CallShape, JobSpec, TaskSpec
 
 ANY: Final = -1
 """`expected` version of a write that does not compare."""
@@ -48,6 +48,7 @@ class Table(enum.IntEnum):
     KV = 10
     CLUSTER = 11
     ANSWERS = 12
+    CREATIONS = 13
 
 
 KEYED_BY_ID: Final = frozenset(
@@ -60,6 +61,7 @@ KEYED_BY_ID: Final = frozenset(
         Table.OBJECTS,
         Table.PLACEMENT_GROUPS,
         Table.CLUSTER,
+        Table.CREATIONS,
     )
 )
 """Tables whose keys are 16-byte ids."""
@@ -166,6 +168,31 @@ class ActorRow(GcsRow, frozen=True, array_like=True):
     """Name of the cause of death (`zray.errors.DeathCause`)."""
     spec: ActorSpec | None = None
     """What makes it again; None once it cannot be."""
+    owner: bytes = b""
+    """Node that was asked for it, and without which it is dead."""
+
+
+class StoredValue(msgspec.Struct, frozen=True, array_like=True):
+    """An object, as it is packed in a store."""
+
+    id: bytes
+    kind: int
+    flags: int
+    data: bytes
+
+
+class CreationRow(GcsRow, frozen=True, array_like=True):
+    """All that makes a detached named actor again when nothing but rows is left."""
+
+    id: bytes
+    """Of the actor."""
+    job: JobSpec
+    spec: ActorSpec
+    shape: CallShape
+    values: list[StoredValue]
+    """Its class and its arguments."""
+    lacking: str = ""
+    """Why it cannot be made again, for people; empty: it can."""
 
 
 class ActorNameRow(GcsRow, frozen=True, array_like=True):
@@ -284,6 +311,7 @@ ROW_TABLES: Final[dict[type[GcsRow], Table]] = {
     PlacementGroupRow: Table.PLACEMENT_GROUPS,
     EventRow: Table.EVENTS,
     ClusterRow: Table.CLUSTER,
+    CreationRow: Table.CREATIONS,
 }
 _DECODERS: Final[dict[type[GcsRow], msgspec.msgpack.Decoder[GcsRow]]] = {
     row_type: msgspec.msgpack.Decoder(row_type) for row_type in ROW_TABLES
@@ -328,7 +356,7 @@ def key_of(row: GcsRow) -> bytes:
         return namespaced_key(row.namespace.encode(), row.name.encode())
     elif isinstance(row, EventRow):
         return event_key(row.number)
-    elif isinstance(row, (NodeRow, JobRow, ActorRow, ObjectRow, PlacementGroupRow)):
+    elif isinstance(row, (NodeRow, JobRow, ActorRow, CreationRow, ObjectRow, PlacementGroupRow)):
         key = row.id
     else:
         raise RowError(f"{type(row).__name__} belongs to no table")
