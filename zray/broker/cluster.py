@@ -340,7 +340,7 @@ class Cluster:
 
     def _expect(self, info: NodeInfo, now: float) -> None:
         """A node of the last life that should come back."""
-        if self._membership.expect(info, max(self.place.head_grace, self.place.node_timeout), now):
+        if self._membership.expect(info, self.place.head_grace or self.place.node_timeout, now):
             self._learn(info, now)
             self._apply(Change(info.id, State.SILENT, "it has not come back to the head yet"))
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from zray import _store, wire
+from zray import _store, errors, failures, wire
 from zray.broker import actions as a
 from zray.broker import events as e
 from zray.broker import peer_messages as pm
@@ -696,8 +696,16 @@ class Broker:
         return NodeLoad(self.scheduler.available(), figures["tasks_queued"], figures["workers_busy"])
 
     def _end_because(self, reason: str) -> None:
+        if not self.running:
+            return
         print(f"[zray] the node ends: {reason}", file=sys.stderr, flush=True)
         self.running = False
+        # Whoever waits learns why.
+        states = (_store.STATE_PENDING, _store.STATE_CLAIMED)
+        waiting = [row[0] for row in self.store.walk() if row[1] in states]
+        error = failures.dump(failures.from_error(errors.ZraySystemError(f"this node has ended: {reason}")))
+        fields: dict[str, object] = {"error": error}
+        self.performer.seal_entries(a.SealEntries(waiting, "ZraySystemError", fields))
 
     # -- the rest -----------------------------------------------------------------------------------------------------
 
