@@ -48,6 +48,8 @@ RAY_LIKE = frozenset(
 ABILITIES: dict[str, frozenset[str]] = {
     "zray": RAY_LIKE,
     "ray": RAY_LIKE,
+    "zray cluster": RAY_LIKE,
+    "ray cluster": RAY_LIKE,
     "distributed": frozenset({"tasks", "objects", "actors"}),
     "multiprocessing.Pool": frozenset({"tasks"}),
     "ProcessPoolExecutor": frozenset({"tasks"}),

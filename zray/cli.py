@@ -72,7 +72,19 @@ def _mapping(_context: click.Context, _parameter: click.Parameter, value: str) -
     default=30.0,
     show_default=True,
     type=click.FloatRange(min=0.5),
-    help="Seconds of silence after which the head takes a node for dead, and a node the head for gone.",
+    help="Seconds of silence after which the head takes a node for dead, and a node the head for lost.",
+)
+@click.option(
+    "--storage",
+    default="memory",
+    show_default=True,
+    metavar="WHERE",
+    help="Head: where its tables survive it: memory, sqlite:PATH or redis://... .",
+)
+@click.option(
+    "--head-grace",
+    type=click.FloatRange(min=0),
+    help="Head: seconds for which other nodes outlive it and ask for it.  [default: 60 with storage, else 0]",
 )
 @click.option("--block", is_flag=True, help="Stay, and end the node when this command is ended (for srun, containers).")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -91,6 +103,8 @@ def start(
     node_timeout: float,
     block: bool,
     as_json: bool,
+    storage: str,
+    head_grace: float | None,
 ) -> None:
     """Start a node of a cluster on this machine; it runs until `zray stop`.
 
@@ -106,7 +120,17 @@ def start(
         if key is None:
             raise click.UsageError("--key FILE is needed: a copy of the key file that `zray start --head` has named")
     settings = nodes.NodeSettings(num_cpus, num_gpus, memory, resources, object_store_memory, labels)
-    place = nodes.ClusterSettings(host or nodes.own_address(address), port, address, key or "", node_timeout)
+    from zray.gcs.storage import check_name
+
+    try:
+        check_name(storage)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--storage") from None
+    if address and (storage != "memory" or head_grace is not None):
+        raise click.UsageError("--storage and --head-grace are the head's: only the head keeps tables")
+    place = nodes.ClusterSettings(
+        host or nodes.own_address(address), port, address, key or "", node_timeout, storage, head_grace
+    )
     try:
         # A node that is waited for must not outlive who waits, whatever ends that.
         started = nodes.start(settings, os.getpid() if block else 0, place)
@@ -198,16 +222,21 @@ def status(address: str, as_json: bool) -> None:
         raise click.ClickException(str(error)) from None
     try:
         nodes, total, free = zray.nodes(), zray.cluster_resources(), zray.available_resources()
+        place = zray.api.query("cluster")
     finally:
         zray.shutdown()
     if as_json:
-        click.echo(json.dumps({"nodes": nodes, "total": total, "available": free}))
+        click.echo(json.dumps({"nodes": nodes, "total": total, "available": free, "cluster": place}))
         return
     for node in nodes:
         mark = " (head)" if node.get("is_head") else ""
         reason = f": {node['reason']}" if node.get("reason") else ""
         has = ", ".join(f"{name} {amount:g}" for name, amount in _shown(node.get("Resources", {})))
         click.echo(f"{node['NodeID'][:8]}  {node.get('address', ''):<22} {node['state']}{mark}{reason}  {has}")
+    failure = f" ({place['storage_failure']})" if place["storage_failure"] else ""
+    click.echo(f"storage: {place['storage']}{failure}")
+    if place["head_lost"]:
+        click.echo(f"the head is lost: {place['head_lost']}")
     click.echo("free: " + ", ".join(f"{name} {free.get(name, 0.0):g} of {amount:g}" for name, amount in _shown(total)))
 
 

@@ -49,6 +49,9 @@ class Cluster:
         connect: bool = False,
         head_node_args: dict[str, Any] | None = None,
         node_timeout: float = 30.0,
+        storage: str = "memory",
+        head_grace: float | None = None,
+        key_file: str = "",
         **compatible: Any,
     ) -> None:
         """Begin a cluster.
@@ -57,12 +60,20 @@ class Cluster:
             initialize_head: start the head at once.
             connect: connect this process to it, too.
             head_node_args: of the head, as in `add_node`.
-            node_timeout: seconds of silence after which a node counts as dead.
+            node_timeout: seconds of silence after which a node counts as dead, or the head as lost.
+            storage: where the head's tables survive it: "memory", "sqlite:PATH" or "redis://...".
+            head_grace: seconds for which other nodes outlive the head; default: 60 with storage, else 0.
+            key_file: where the cluster's key is, or shall be; default: beside an SQLite file, else a new one with each head.
             compatible: settings of Ray that have no effect here.
         """
         self.head_node: ClusterNode | None = None
         self.worker_nodes: list[ClusterNode] = []
         self._node_timeout = node_timeout
+        self._storage = storage
+        self._head_grace = head_grace
+        self._key = self._chosen_key = key_file
+        self._last_address = ""
+        """Of a head that was removed or killed, for the next one."""
         if initialize_head or connect:
             self.add_node(**(head_node_args or {}))
         if connect:
@@ -115,18 +126,38 @@ class Cluster:
         place = nodes_.ClusterSettings(
             _HOST,
             head="" if head is None else head.address,
-            key_file=self._key_file(),
+            key_file=self._key,
             node_timeout=self._node_timeout,
+            storage=self._storage if head is None else "memory",
+            head_grace=self._head_grace if head is None else None,
+            port=int(self._last_address.rpartition(":")[2] or 0) if head is None else 0,
         )
         node = ClusterNode(nodes_.start(settings, os.getpid(), place))
         if head is None:
             self.head_node = node
+            self._last_address = node.address
+            self._key = node._node.record.key_file
         else:
             self.worker_nodes.append(node)
         return node
 
     def _key_file(self) -> str:
-        return "" if self.head_node is None else self.head_node._node.record.key_file
+        return self._key
+
+    def restart_head(self, **settings: Any) -> ClusterNode:
+        """Start the head again, at the same address with the same key and storage, after it was killed (`head_node.kill()`). It is
+        another node; those that are left come back to it.
+
+        Args:
+            settings: of the new head, as in `add_node`.
+
+        Raises:
+            ZraySystemError: it cannot be started; its storage is in use, perhaps, because the last one lives.
+        """
+        if self.head_node is not None:
+            self.head_node._node.stop(quiet=True)
+            self.head_node = None
+        return self.add_node(**settings)
 
     def list_all_nodes(self) -> list[ClusterNode]:
         """Return the nodes that were started and not removed, the head first."""
@@ -165,6 +196,8 @@ class Cluster:
             node._node.stop(quiet=True)
         self.worker_nodes.clear()
         self.head_node = None
+        self._key = self._chosen_key
+        self._last_address = ""
 
     def __enter__(self) -> Cluster:
         return self

@@ -32,6 +32,8 @@ _MAX_DIRECTORY: Final = 75
 """Bytes of the sessions' parent directory that leave room for a socket's name."""
 _PACKAGE_PARENT: Final = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _RECORD: Final = "node.json"
+HEAD_GRACE_S: Final = 60.0
+"""Seconds for which nodes outlive a head that has storage to come back with."""
 _START: Final = "import sys; sys.path.insert(0, {parent!r}); from zray.broker.__main__ import main; main()"
 
 
@@ -156,9 +158,13 @@ class ClusterSettings(msgspec.Struct, frozen=True):
     head: str = ""
     """host:port of the head; empty: this node is the head."""
     key_file: str = ""
-    """Empty (head only): a new key in the session's directory."""
+    """Head: made when it does not exist. Empty (head only): beside an SQLite file, else a new key in the session's directory."""
     node_timeout: float = 30.0
-    """Seconds of silence after which a node counts as dead, or the head as gone."""
+    """Seconds of silence after which a node counts as dead, or the head as lost."""
+    storage: str = "memory"
+    """Head: "memory", "sqlite:PATH" or "redis://..." (`zray.gcs.storage.open_storage`)."""
+    head_grace: float | None = None
+    """Head: seconds for which the other nodes outlive it. Default: HEAD_GRACE_S when it has storage to come back with, else 0."""
 
 
 class NodeRecord(msgspec.Struct, frozen=True):
@@ -395,12 +401,25 @@ def _place(cluster: ClusterSettings, directory: str) -> ClusterConfig:
     from zray import __version__
     from zray.peer_transport import ClusterKey
 
+    grace = cluster.head_grace
+    if grace is None:
+        grace = 0.0 if cluster.storage == "memory" else HEAD_GRACE_S
     key_file = cluster.key_file
-    if not key_file:
-        key_file = os.path.join(directory, "cluster.key")
-        ClusterKey.new().write(key_file)
+    if not cluster.head:
+        if not key_file:
+            scheme, _, place = cluster.storage.partition(":")
+            key_file = f"{place}.key" if scheme == "sqlite" and place else os.path.join(directory, "cluster.key")
+        if not os.path.exists(key_file):
+            ClusterKey.new().write(key_file)
     return ClusterConfig(
-        cluster.host, cluster.port, cluster.head, os.path.abspath(key_file), __version__, cluster.node_timeout
+        cluster.host,
+        cluster.port,
+        cluster.head,
+        os.path.abspath(key_file),
+        __version__,
+        cluster.node_timeout,
+        cluster.storage,
+        grace,
     )
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from tests.unit.storages import Disk
 from zray.clock import ManualClock
 from zray.gcs import messages as m
 from zray.gcs.limits import GcsLimits
@@ -21,11 +21,9 @@ from zray.gcs.tables import (
     ActorNameRow,
     ActorRow,
     ActorState,
-    Change,
     EventRow,
     JobRow,
     NodeRow,
-    Row,
     RowError,
     Table,
     encode_row,
@@ -55,34 +53,6 @@ class Socket:
 
     def notices(self) -> list[m.Notice | m.Beat]:
         return [m.decode_notice(*message) for message in self.sent]
-
-
-class Disk:
-    """Storage that keeps rows over the life of a service, and refuses when told."""
-
-    def __init__(self) -> None:
-        self.rows: dict[int, dict[tuple[int, bytes], Row]] = {}
-        self.revisions: dict[int, int] = {}
-        self.full = False
-        self.closed = False
-
-    def load(self, shard: int) -> tuple[int, list[tuple[int, bytes, Row]]]:
-        rows = self.rows.get(shard, {})
-        return self.revisions.get(shard, 0), [(table, key, row) for (table, key), row in rows.items()]
-
-    def write(self, shard: int, changes: Sequence[Change]) -> None:
-        if self.full:
-            raise OSError("no space left")
-        for change in changes:
-            rows = self.rows.setdefault(shard, {})
-            if change.value is None:
-                del rows[change.table, change.key]
-            else:
-                rows[change.table, change.key] = Row(change.value, change.version, change.ended)
-            self.revisions[shard] = change.version
-
-    def close(self) -> None:
-        self.closed = True
 
 
 class Bench:
@@ -128,27 +98,6 @@ def test_of_two_claims_to_a_name_one_loses() -> None:
     assert caught.value.version == 1
     gcs.put_row(ActorNameRow("other", "counter", task_id(ROOT, 2)), expected=ABSENT)
     assert [row.namespace for row in gcs.rows(ActorNameRow)] == ["other", "default"]  # shorter namespaces come first
-
-
-def test_a_write_that_storage_refuses_never_happened() -> None:
-    disk = Disk()
-    bench = Bench(storage=disk)
-    gcs = bench.gcs
-    gcs.open_topic(Table.JOBS)
-    version = gcs.put_row(job(1))
-    disk.full = True
-    sent = [len(socket.sent) for socket in bench.sockets]
-    with pytest.raises(OSError, match="no space"):
-        gcs.put_row(job(1, running=False))
-    reply = m.decode_reply(gcs.handle_request(m.encode(m.Delete(Table.JOBS, job(1).id))))
-    assert isinstance(reply, m.Refused)
-    assert reply.code == m.REFUSED_INTERNAL
-    assert "no space left" in gcs.last_failure
-    assert gcs.row(JobRow, job(1).id) == job(1)
-    assert [len(socket.sent) for socket in bench.sockets] == sent
-    disk.full = False
-    assert gcs.put_row(job(1, running=False)) == version + 1
-    gcs.validate()
 
 
 def test_rows_survive_the_service_when_storage_keeps_them() -> None:
@@ -251,27 +200,6 @@ def test_ended_rows_and_events_are_bounded() -> None:
     alive = {task_id(ROOT, number) for number in range(0, 12, 2)}
     assert actors.keys() == alive | {task_id(ROOT, number) for number in (7, 9, 11)}
     assert {row.number for row in gcs.rows(JobRow)} == {0, 10, 11}
-    gcs.validate()
-
-
-def test_full_storage_during_retention_does_not_undo_an_acknowledged_write() -> None:
-    disk = Disk()
-    gcs = Bench(shards=1, storage=disk, limits=GcsLimits(ended_jobs=1)).gcs
-    gcs.put_row(job(1, running=False))
-    write = disk.write
-
-    def refuse_deletions(shard: int, changes: Sequence[Change]) -> None:
-        if any(change.value is None for change in changes):
-            raise OSError("no space left")
-        write(shard, changes)
-
-    disk.write = refuse_deletions  # type: ignore[method-assign]
-    gcs.put_row(job(2, running=False))
-    assert gcs.failures == 1
-    assert len(gcs.rows(JobRow)) == 2
-    disk.write = write  # type: ignore[method-assign]
-    gcs.put_row(job(3, running=False))
-    assert [row.number for row in gcs.rows(JobRow)] == [3]
     gcs.validate()
 
 

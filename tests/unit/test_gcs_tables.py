@@ -13,6 +13,8 @@ from zray.gcs.tables import (
     ActorNameRow,
     ActorRow,
     ActorState,
+    ClusterRow,
+    CreationRow,
     EventRow,
     FunctionRow,
     GcsRow,
@@ -22,6 +24,7 @@ from zray.gcs.tables import (
     ObjectRow,
     PlacementGroupRow,
     RowError,
+    StoredValue,
     Table,
     check_entry,
     decode_row,
@@ -32,7 +35,7 @@ from zray.gcs.tables import (
     namespaced_key,
     split_key,
 )
-from zray.task import ActorSpec, CallShape, TaskSpec
+from zray.task import ActorSpec, CallShape, JobSpec, TaskSpec
 
 ID = bytes(range(16))
 SHAPE = CallShape(ID, 0, b"", "f")
@@ -44,6 +47,10 @@ ROWS: list[GcsRow] = [
     ActorNameRow("default", "counter", ID),
     ObjectRow(ID, 1 << 40, (ID, ID)),
     PlacementGroupRow(ID, 3, GroupState.CREATED, "SPREAD", ({"CPU": 1.0}, {"GPU": 0.5}), (ID, ID)),
+    ClusterRow(ID, ID, 4, 2),
+    CreationRow(
+        ID, JobSpec(1, ID, 1, "", [], "/"), ActorSpec(TaskSpec(ID, ID), 3), SHAPE, [StoredValue(ID, 1, 0, b"code")]
+    ),
     EventRow(12, 1.5, "tasks", ID, "retried", "worker 3 died"),
 ]
 
@@ -59,7 +66,7 @@ def test_rows_survive_encoding_and_stand_under_their_key(row: GcsRow) -> None:
 
 
 def test_every_table_but_tasks_and_user_keys_has_a_row_type() -> None:
-    assert set(ROW_TABLES.values()) == set(Table) - {Table.TASKS, Table.KV}
+    assert set(ROW_TABLES.values()) == set(Table) - {Table.TASKS, Table.KV, Table.ANSWERS}
     assert {type(row) for row in ROWS} == set(ROW_TABLES)
 
 
@@ -117,9 +124,10 @@ def test_event_keys_are_ordered_as_their_numbers(numbers: list[int]) -> None:
 
 
 def test_ends_are_recognised() -> None:
-    node, job, _, actor, name, thing, group, event = ROWS
-    assert not any(map(is_ended, (node, job, actor, name, thing, group)))
+    node, job, _, actor, name, thing, group, cluster, creation, event = ROWS
+    assert not any(map(is_ended, (node, job, actor, name, thing, group, cluster, creation)))
     assert is_ended(event)
+    assert not is_ended(cluster)
     replace = msgspec.structs.replace
     assert is_ended(replace(node, alive=False))
     assert is_ended(replace(job, running=False))

@@ -12,7 +12,7 @@ from __future__ import annotations
 import random
 import re
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import pytest
 
@@ -74,14 +74,28 @@ class Truth:
     def load(self, shard: int) -> tuple[int, list[tuple[int, bytes, Row]]]:
         return self.revisions[shard], [(table, key, row) for (table, key), row in self.rows[shard].items()]
 
-    def write(self, shard: int, changes: Sequence[Change]) -> None:
-        for change in changes:
+    durable = True
+
+    def load_records(self) -> Iterator[bytes]:
+        return iter(())
+
+    def write(self, changes: Sequence[tuple[int, Change]], records: Sequence[bytes] = (), drop: int = 0) -> None:
+        for shard, change in changes:
             rows = self.rows[shard]
             rows.pop((change.table, change.key), None)
             if change.value is not None:
                 rows[change.table, change.key] = Row(change.value, change.version, change.ended)
             self.revisions[shard] = change.version
             self.states[self.epoch, shard, change.table, change.sequence] = self.state(shard, change.table)
+
+    def rewrite(self, changes: Sequence[tuple[int, Change]]) -> None:
+        raise AssertionError("it never loses anything")
+
+    def lapsed(self) -> bool:
+        return False
+
+    def tick(self) -> None:
+        pass
 
     def close(self) -> None:
         pass
@@ -221,6 +235,7 @@ class World:
             self.deliver,
         ]
         self.rng.choice(moves)()
+        self.gcs.commit()
         self.deliver()
         if self.rng.random() < 0.015:
             self.restart()

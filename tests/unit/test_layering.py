@@ -38,10 +38,11 @@ RECORDS = {
     "call_signature",
 }
 _BROKER_MACHINES = """
-    actions actor_events actor_table bundles cancelling dependencies dispatch events group_events jobs leases ledger lending membership node
-    packing peer_messages peers placement placement_groups pull refusals reliable scheduler serving settings task_events task_table unsent worker_pool
+    actions actor_events actor_table bundles cancelling dependencies dispatch events group_events head_watch jobs leases ledger lending membership node
+    packing peer_messages peers placement placement_groups pull refusals reliable scheduler serving settings task_events task_table told_rows unsent
+    worker_pool
 """
-_GCS_MACHINES = "faults limits messages shard sharding tables task_batches task_rows topics"
+_GCS_MACHINES = "faults limits lineage_log messages shard sharding tables task_batches task_rows topics"
 MACHINES = {
     "call_order",
     *(f"broker.{name}" for name in _BROKER_MACHINES.split()),

@@ -20,7 +20,8 @@ GROUP = GroupSpec(
 )
 EXAMPLES: list[pm.PeerMessage] = [
     pm.Join(INFO),
-    pm.Joined("cluster", INFO, [INFO, INFO], 3),
+    pm.Rejoin(INFO, "c1", 3, [INFO]),
+    pm.Joined("c1", INFO, [INFO, INFO], 3, 60.0, "sqlite"),
     pm.Rejected("no"),
     pm.Beat(NodeLoad({"CPU": 1.5}, 3, 2, 1000)),
     pm.Loads({NODE: NodeLoad({})}),
@@ -29,7 +30,7 @@ EXAMPLES: list[pm.PeerMessage] = [
     pm.NodeChanged(Change(NODE, State.DEAD, "gone")),
     pm.Leave("enough"),
     pm.Gone(NODE, "its port refuses"),
-    pm.StoreRequest(1, b"request"),
+    pm.StoreRequest(8, b"request", 7),
     pm.StoreReply(1, b"reply"),
     pm.Value(NODE, 1, 2, 3, b"abc", [NODE]),
     pm.Value(NODE, 1, 2, 1 << 40, None, []),
@@ -86,7 +87,7 @@ def test_every_message_survives_its_frame(message: pm.PeerMessage) -> None:
 
 def test_what_must_arrive_is_numbered() -> None:
     plain = {type(message) for message in EXAMPLES if not pm.is_numbered(message)}
-    assert plain == {pm.Join, pm.Joined, pm.Rejected, pm.Beat, pm.Loads, pm.NotMe} | {
+    assert plain == {pm.Join, pm.Rejoin, pm.Joined, pm.Rejected, pm.Beat, pm.Loads, pm.NotMe} | {
         pm.Ask,
         pm.Piece,
         pm.NotYet,

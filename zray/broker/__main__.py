@@ -57,8 +57,7 @@ def main() -> None:
     hold_session(config.directory)
     try:
         broker = Broker(config, _store.Store(fd), fd, ours, child)
-        if broker.cluster is not None:
-            broker.cluster.join()
+        broker.begin_life()
     except (OSError, ValueError, CannotJoin) as error:
         os.write(config.ready_fd, f"error {error}\n".encode())
         shutil.rmtree(config.directory, ignore_errors=True)

@@ -1,12 +1,13 @@
 """A broker's part in a cluster: joining it, beating, telling others who came and went, and reaching the control store.
 
-Covers what is said between brokers about themselves. Does not cover who is alive (`membership` decides), how messages travel (`links`), or
-what becomes of tasks and objects (the scheduler). The head decides about members and holds the control store; every node, the head too, knows
-all the others.
+Covers what is said between brokers about themselves. Does not cover who is alive (`membership` decides), how messages travel (`links`),
+what becomes of tasks and objects (the scheduler), or what a node makes of a head that is away (`head_watch` decides). The head decides about
+members and holds the control store; every node, the head too, knows all the others.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import socket
 import sys
@@ -15,8 +16,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from zray.broker import head_watch as hw
 from zray.broker import peer_messages as pm
-from zray.broker.links import Heard, Impostor, LinkEvent, Links, Prober, Refused
+from zray.broker.links import Heard, Impostor, LinkEvent, Links, Prober, Reached, Refused
 from zray.broker.membership import (
     BEAT_S,
     Change,
@@ -28,7 +30,11 @@ from zray.broker.membership import (
     Refusal,
     State,
 )
-from zray.gcs.tables import ActorNameRow, NodeRow, key_of
+from zray.broker.revival import end_rows_of
+from zray.broker.told_rows import Place, ToldRows
+from zray.gcs import messages as gcs_messages
+from zray.gcs.tables import CLUSTER_KEY, ROW_TABLES, ClusterRow, NodeRow, Table, encode_row, key_of
+from zray.ids import random_id
 from zray.peer_transport import ClusterKey, PeerSockets
 
 if TYPE_CHECKING:
@@ -36,6 +42,7 @@ if TYPE_CHECKING:
 
     from zray.broker.config import BrokerConfig, ClusterConfig
     from zray.gcs.service import GcsService
+    from zray.gcs.tables import GcsRow
     from zray.transport import Context, Poller
 
 _JOIN_S: Final = 10.0
@@ -44,6 +51,8 @@ _ASK_S: Final = 0.5
 """... and after which it asks again."""
 _BREAKS: Final = 6
 """So many connections in a row that the other side ended mean that it does not take the key."""
+_PAUSED_S: Final = 1.0
+"""Seconds between two rounds of the loop that mean that this process was stopped."""
 _STAND_IN: Final = b"\0" * 16
 """Names the head as long as its id is not known."""
 
@@ -108,24 +117,37 @@ class Cluster:
         """What the head decides by; of no use elsewhere."""
         self.neighbours = Neighbours(self.own)
         self._next_beat = 0.0
-        self._head_heard = time.monotonic()
-        self._requests: dict[int, Callable[[bytes], None]] = {}
-        """Who waits for an answer of the head's control store."""
+        self._served = time.monotonic()
+        self.watch = hw.HeadWatch(place.node_timeout)
+        """Of no use at the head itself."""
+        self.id = b""
+        """Of the cluster; empty until it is known."""
+        self._gone: dict[bytes, str] = {}
+        """Nodes that are gone, as this one saw, and whose death the head has not announced yet."""
+        self._requests: dict[int, tuple[bytes, Callable[[bytes], None]]] = {}
+        """Requests to the head's control store that are not answered, and who waits for each."""
+        self._last_request = 0
         self._handlers: dict[type[pm.PeerMessage], Callable[[bytes, Any, float], None]] = {
             pm.Join: self._join,
-            pm.Joined: lambda node, message, now: None,
+            pm.Rejoin: self._rejoin,
+            pm.Joined: self._taken_back,
             pm.Rejected: self._rejected,
             pm.Beat: self._beat,
             pm.Loads: self._loads,
             pm.NodeUp: self._node_up,
             pm.NodeChanged: self._node_changed,
             pm.Leave: lambda node, message, now: self._decide(self._membership.end(node, message.reason), now),
-            pm.Gone: self._gone,
+            pm.Gone: self._told_gone,
             pm.StoreRequest: self._store_request,
             pm.StoreReply: self._store_reply,
         }
-        self._joined = 0
-        """Nodes that ever joined this head."""
+        self.storage = ""
+        """Kind of storage that the head keeps its tables in, for people."""
+        self.last_head = b""
+        """Head, when it has begun another life: its id in the last one."""
+        self.on_new_head: Callable[[], None] | None = None
+        """Told when the head has begun another life."""
+        self._told = ToldRows()
         self.index = 0
         """Of this node among all that ever joined; the head's is 0."""
         self.before_sending: Callable[[], None] | None = None
@@ -160,6 +182,7 @@ class Cluster:
             CannotJoin: it refuses, or gives no answer.
         """
         if self.is_head:
+            self._begin_life(time.monotonic())
             return
         now = time.monotonic()
         until, ask = now + timeout, now
@@ -195,13 +218,19 @@ class Cluster:
 
     def _admitted(self, message: pm.Joined) -> None:
         now = time.monotonic()
+        self.watch.joined(message.head.id, message.grace, now)
+        self.storage = message.storage
+        self.index = message.index
+        self.id = bytes.fromhex(message.cluster)
+        self._meet(message, now)
+
+    def _meet(self, message: pm.Joined, now: float) -> None:
+        """A head has taken this node in: talk to it under its name, and learn who else is there."""
         self.head = message.head.id
-        self.links.rename(_STAND_IN, self.head)
+        self.links.rename(_STAND_IN, self.head, now)
         for info in (message.head, *message.members):
             self._learn(info, now)
         self.links.know(self.head, self.place.head)  # through a tunnel the head has another address than it knows
-        self._head_heard = now
-        self.index = message.index
 
     def _learn(self, info: NodeInfo, now: float) -> None:
         if self.neighbours.learn(info, now):
@@ -222,6 +251,7 @@ class Cluster:
 
     def serve(self, now: float) -> None:
         """Take in what has come."""
+        self._notice_pause(now)
         self._take(self.links.receive(now), now)
 
     def serve_descriptors(self, descriptors: list[int], now: float) -> None:
@@ -235,6 +265,7 @@ class Cluster:
 
     def tick(self, now: float) -> None:
         """Beat, acknowledge, look who is silent."""
+        self._notice_pause(now)
         if now >= self._next_beat:
             self._next_beat = now + BEAT_S
             if self.is_head:
@@ -243,10 +274,17 @@ class Cluster:
                 loads = {member.info.id: member.load for member in self._membership.present()}
                 self._tell_all(pm.Loads(loads), now)
             else:
-                self.links.send(self.head, pm.Beat(self._load()), now)
-                if now - self._head_heard >= self.place.node_timeout:
-                    self._end(f"the head was not heard of for {now - self._head_heard:.1f} s")
+                self._follow(self.watch.tick(now), now)
+                if not self.watch.is_lost:
+                    self.links.send(self.head, pm.Beat(self._load()), now)
+                self._tell_rows(self._told.tick(now))
         self._take(self.links.tick(now), now)
+
+    def _notice_pause(self, now: float) -> None:
+        """When this process was stopped, nobody was silent for so long."""
+        if self.is_head and now - self._served > _PAUSED_S:
+            self._membership.paused(now - self._served)
+        self._served = now
 
     def _take(self, events: list[LinkEvent], now: float) -> None:
         for event in events:
@@ -254,11 +292,18 @@ class Cluster:
                 self._heard(event.node, event.message, now)
             elif isinstance(event, Refused):
                 self._lost(event.node, "its broker is gone: its port refuses connections", now)
+            elif isinstance(event, Reached):
+                if event.stand_in == _STAND_IN:
+                    self._follow(self.watch.reachable(now), now)
             elif isinstance(event, Impostor):
                 self._lost(event.node, "its broker is gone: another node is at its address", now)
 
     def _heard(self, node: bytes, message: pm.PeerMessage, now: float) -> None:
-        if self.is_head and self._membership.is_dead(node) and not isinstance(message, (pm.Rejected, pm.Join)):
+        if (
+            self.is_head
+            and self._membership.is_dead(node)
+            and not isinstance(message, (pm.Rejected, pm.Join, pm.Rejoin))
+        ):
             # Late messages of the dead change nothing. It may not know: it was only paused.
             reason = self._membership.members[node].reason
             self.links.send(node, pm.Rejected(f"this node was declared dead: {reason}"), now)
@@ -266,7 +311,7 @@ class Cluster:
         if node in self.neighbours.dead:
             return
         if node == self.head:
-            self._head_heard = now
+            self._follow(self.watch.heard(now), now)
         self._handlers[type(message)](node, message, now)
 
     def _lost(self, node: bytes, reason: str, now: float) -> None:
@@ -274,9 +319,34 @@ class Cluster:
         if self.is_head:
             self._decide(self._membership.end(node, reason), now)
         elif node == self.head:
-            self._end(f"the head is gone: {reason}")
+            self._follow(self.watch.lost(reason, now), now)
         elif node in self.neighbours.members:
+            self._gone[node] = reason
             self.links.send(self.head, pm.Gone(node, reason), now)
+
+    # -- at the head: its lives -----------------------------------------------------------------------------------------
+
+    def _begin_life(self, now: float) -> None:
+        """Go on with the cluster that is in the storage, or begin one."""
+        self.storage = self.place.storage.partition(":")[0]
+        last = self._gcs.row(ClusterRow, CLUSTER_KEY)
+        if last is None:
+            row = ClusterRow(random_id(), self.own)
+        else:
+            row = msgspec.structs.replace(last, head=self.own, lives=last.lives + 1)
+            self.last_head = last.head
+        self.id = row.id
+        self._gcs.put_row(row)
+        self._gcs.put_row(node_row(self.info, 0))
+        for node in self._gcs.rows(NodeRow):
+            if node.alive and node.index:
+                self._expect(info_of(node), now)
+
+    def _expect(self, info: NodeInfo, now: float) -> None:
+        """A node of the last life that should come back."""
+        if self._membership.expect(info, self.place.head_grace or self.place.node_timeout, now):
+            self._learn(info, now)
+            self._apply(Change(info.id, State.SILENT, "it has not come back to the head yet"))
 
     # -- at the head --------------------------------------------------------------------------------------------------
 
@@ -291,24 +361,58 @@ class Cluster:
         except Refusal as refusal:
             self.links.send(node, pm.Rejected(str(refusal)), now)
             return
+        row = self._gcs.row(NodeRow, node)
+        index = row.index if row is not None else self._next_index()
+        self._take_in(info, index, row, changes, now)
+
+    def _next_index(self) -> int:
+        row = self._gcs.row(ClusterRow, CLUSTER_KEY)
+        assert row is not None, "the head has begun its life"
+        self._gcs.put_row(msgspec.structs.replace(row, joined=row.joined + 1))
+        return row.joined + 1
+
+    def _rejoin(self, node: bytes, message: pm.Rejoin, now: float) -> None:
+        """A node that had lost this head, or its last life, comes back."""
+        info = message.info
+        try:
+            if not self.is_head:
+                raise Refusal(f"this node is not the head: join {self.place.head}")
+            if message.cluster != self.id.hex():
+                raise Refusal(
+                    f"the head at {self.address} has begun another cluster, without the storage of the one that this node belonged to: "
+                    "start the node again"
+                )
+            changes = self._membership.rejoin(info, now)
+        except Refusal as refusal:
+            self.links.send(node, pm.Rejected(str(refusal)), now)
+            return
+        for other in message.members:
+            self._expect(other, now)
+        row = self._gcs.row(ClusterRow, CLUSTER_KEY)
+        if row is not None and row.joined < message.index:
+            self._gcs.put_row(msgspec.structs.replace(row, joined=message.index))
+        self._take_in(info, message.index, self._gcs.row(NodeRow, node), changes, now)
+
+    def _take_in(self, info: NodeInfo, index: int, row: NodeRow | None, changes: list[Change], now: float) -> None:
+        """Answer a node that belongs to the cluster, and tell the others."""
+        node = info.id
         others = [member.info for member in self._membership.present() if member.info.id not in (self.own, node)]
         self._learn(info, now)
-        self._joined += bool(changes)
-        self.links.send(node, pm.Joined(self.place.host, self.info, others, self._joined), now)
-        if changes and changes[0].state == State.ALIVE and self._gcs.row(NodeRow, node) is None:
-            self._gcs.put_row(
-                NodeRow(node, info.address, info.hostname, info.pid, info.resources, info.labels, started=time.time())
-            )
+        self.links.know(node, info.address)
+        self.links.send(
+            node, pm.Joined(self.id.hex(), self.info, others, index, self.place.head_grace, self.storage), now
+        )
+        if row is None or not row.alive:
+            self._gcs.put_row(node_row(info, index))
             self._tell_all(pm.NodeUp(info), now, but=node)
-        else:
-            self._decide(changes, now)
+        self._decide(changes, now)
 
     def _beat(self, node: bytes, message: pm.Beat, now: float) -> None:
         if self.is_head:
             self._decide(self._membership.heard(node, message.load, now), now)
             self.load_of(node, message.load)
 
-    def _gone(self, node: bytes, message: pm.Gone, now: float) -> None:
+    def _told_gone(self, node: bytes, message: pm.Gone, now: float) -> None:
         """A node says that another is gone: the head looks for itself."""
         if self.is_head and self.links.probe(message.node, now):
             self._lost(message.node, message.reason, now)
@@ -318,28 +422,71 @@ class Cluster:
         for change in changes:
             self._tell_all(pm.NodeChanged(change), now, but=change.node)
             if change.state == State.DEAD:
-                row = self._gcs.row(NodeRow, change.node)
-                if row is not None:
-                    self._gcs.put_row(
-                        msgspec.structs.replace(row, alive=False, ended=time.time(), reason=change.reason)
-                    )
-                for name in [name for name in self._gcs.rows(ActorNameRow) if name.node == change.node]:
-                    self._gcs.delete_row(ActorNameRow, key_of(name))
+                end_rows_of(self._gcs, change.node, change.reason)
+                self._gcs.forget_answers(change.node, 1 << 63)
             self._apply(change)
 
     def _tell_all(self, message: pm.PeerMessage, now: float, but: bytes = b"") -> None:
         for member in self._membership.present():
-            if member.info.id not in (self.own, but):
+            # Who has not come back from the head's last life yet will be told all when it does.
+            if member.info.id not in (self.own, but) and not member.awaited:
                 self.links.send(member.info.id, message, now)
 
     def _store_request(self, node: bytes, message: pm.StoreRequest, now: float) -> None:
-        self.links.send(node, pm.StoreReply(message.number, self._gcs.handle_request(message.body)), now)
+        self._gcs.forget_answers(node, message.oldest)
+        self._gcs.serve_request(
+            message.body,
+            lambda reply: self.links.send(node, pm.StoreReply(message.number, reply), time.monotonic()),
+            (node, message.number),
+        )
 
     # -- at the others ------------------------------------------------------------------------------------------------
 
     def _rejected(self, node: bytes, message: pm.Rejected, now: float) -> None:
-        if node == self.head:
-            self._end(message.reason)
+        if node in (self.head, _STAND_IN):
+            self._follow(self.watch.refused(message.reason), now)
+
+    def _follow(self, actions: list[hw.Action], now: float) -> None:
+        """Do what the watch over the head has decided."""
+        for action in actions:
+            if isinstance(action, hw.Hang):
+                print(f"[zray] the head is lost: {action.reason}", file=sys.stderr, flush=True)
+                self.links.pause(self.head)
+                self.links.know(_STAND_IN, self.place.head)
+                self._apply(Change(self.head, State.SILENT, action.reason))
+            elif isinstance(action, hw.Ask):
+                others = [member.info for node, member in self.neighbours.members.items() if node != self.head]
+                self.links.send_to_anybody(_STAND_IN, pm.Rejoin(self.info, self.id.hex(), self.index, others))
+            elif isinstance(action, hw.Back):
+                self.links.forget(_STAND_IN)
+                self.links.know(self.head, self.place.head)
+                self._apply(Change(self.head, State.ALIVE))
+            elif isinstance(action, hw.Replaced):
+                self._apply(Change(action.old, State.DEAD, f"the head began another life: {action.reason}"))
+            else:
+                self._end(action.reason)
+
+    def _taken_back(self, node: bytes, message: pm.Joined, now: float) -> None:
+        """The head that was lost, or its next life, has answered."""
+        if not self.watch.is_lost or node not in (_STAND_IN, message.head.id):
+            return
+        actions = self.watch.joined(message.head.id, message.grace, now)
+        if isinstance(actions[0], hw.Back):
+            self._follow(actions, now)
+            return
+        old = self.head
+        self._follow(actions, now)
+        self._meet(message, now)
+        print(f"[zray] the head {old.hex()[:8]} is replaced by {self.head.hex()[:8]}", file=sys.stderr, flush=True)
+        there = {self.own, self.head, *(info.id for info in message.members)}
+        for other in [other for other in self.neighbours.members if other not in there]:
+            self._apply(Change(other, State.DEAD, "the head did not take it back"))
+        for other, reason in self._gone.items():
+            self.links.send(self.head, pm.Gone(other, reason), now)
+        for number, (body, _) in self._requests.items():
+            self.links.send(self.head, pm.StoreRequest(number, body, min(self._requests)), now)
+        if self.on_new_head is not None:
+            self.on_new_head()
 
     def _loads(self, node: bytes, message: pm.Loads, now: float) -> None:
         for other, load in message.loads.items():
@@ -360,6 +507,7 @@ class Cluster:
             return
         if change.state == State.DEAD:
             self.links.forget(change.node)
+            self._gone.pop(change.node, None)
             if self.on_peer is not None:
                 self.on_peer(change.node, member.info, member.load, State.DEAD, change.reason)
         else:
@@ -368,18 +516,30 @@ class Cluster:
     def request(self, body: bytes, answer: Callable[[bytes], None]) -> None:
         """Ask the cluster's control store; `answer` is called with the encoded reply (at once on the head)."""
         if self.is_head:
-            answer(self._gcs.handle_request(body))
+            self._gcs.serve_request(body, answer)
             return
-        number = len(self._requests) + 1
-        while number in self._requests:
-            number += 1
-        self._requests[number] = answer
-        self.links.send(self.head, pm.StoreRequest(number, body), time.monotonic())
+        self._last_request += 1
+        number = self._last_request
+        self._requests[number] = body, answer
+        self.links.send(self.head, pm.StoreRequest(number, body, min(self._requests)), time.monotonic())
+
+    def share(self, row: GcsRow) -> None:
+        """Have the head store a row of this node, too, some time soon, whatever becomes of the head meanwhile."""
+        self._tell_rows(self._told.changed((ROW_TABLES[type(row)], key_of(row)), encode_row(row)))
+
+    def _tell_rows(self, rows: list[tuple[Place, bytes]]) -> None:
+        for place, value in rows:
+            body = gcs_messages.encode(gcs_messages.Put(Table(place[0]), place[1], value))
+            self.request(body, functools.partial(self._row_told, place))
+
+    def _row_told(self, place: Place, answer: bytes) -> None:
+        stored = isinstance(gcs_messages.decode_reply(answer), gcs_messages.Written)
+        self._tell_rows(self._told.answered(place, stored, time.monotonic()))
 
     def _store_reply(self, node: bytes, message: pm.StoreReply, now: float) -> None:
-        answer = self._requests.pop(message.number, None)
-        if answer is not None:
-            answer(message.body)
+        found = self._requests.pop(message.number, None)
+        if found is not None:
+            found[1](message.body)
 
     # -- looking ------------------------------------------------------------------------------------------------------
 
@@ -401,3 +561,37 @@ class Cluster:
         if not self.is_head and self.head != _STAND_IN:
             self.links.send(self.head, pm.Leave(reason), time.monotonic())
         self.links.close()
+
+
+def node_row(info: NodeInfo, index: int) -> NodeRow:
+    """Return the row of a node that has joined now."""
+    return NodeRow(
+        info.id,
+        info.address,
+        info.hostname,
+        info.pid,
+        info.resources,
+        info.labels,
+        started=time.time(),
+        index=index,
+        version=info.version,
+        python=info.python,
+        session=info.session,
+        directory=info.directory,
+    )
+
+
+def info_of(row: NodeRow) -> NodeInfo:
+    """Return what a node said of itself when it joined."""
+    return NodeInfo(
+        row.id,
+        row.address,
+        row.hostname,
+        row.pid,
+        row.resources,
+        row.labels,
+        row.version,
+        row.python,
+        row.session,
+        row.directory,
+    )

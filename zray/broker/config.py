@@ -19,7 +19,11 @@ class ClusterConfig(msgspec.Struct, frozen=True):
     version: str
     """Of zray."""
     node_timeout: float
-    """Seconds of silence after which a node counts as dead, or the head as gone."""
+    """Seconds of silence after which a node counts as dead, or the head as lost."""
+    storage: str = "memory"
+    """Head: where its control store keeps rows (`zray.gcs.storage.open_storage`)."""
+    head_grace: float = 0.0
+    """Head: seconds for which the other nodes outlive it."""
 
 
 class BrokerConfig(msgspec.Struct, frozen=True):

@@ -42,13 +42,19 @@ class Heard(NamedTuple):
     message: pm.PeerMessage
 
 
+class Reached(NamedTuple):
+    """A connection to whoever is at an address has been made (`Links.send_to_anybody`)."""
+
+    stand_in: bytes
+
+
 class Impostor(NamedTuple):
     """Behind a node's address there is another node now."""
 
     node: bytes
 
 
-LinkEvent = Refused | Heard | Impostor
+LinkEvent = Refused | Heard | Reached | Impostor
 
 
 class Prober:
@@ -118,6 +124,8 @@ class Links:
         """Nodes that frames could not be sent to: they are when such a node is heard."""
         self._suspects: dict[bytes, list[float]] = {}
         """Nodes that a connection broke to, and when their ports are looked at again."""
+        self._nameless: dict[bytes, bool] = {}
+        """Stand-ins for nodes whose ids are not known, and whether a connection to them is there."""
         self.malformed = 0
         self.breaks = 0
         """Connections of this node's making that broke since one was made last."""
@@ -130,10 +138,19 @@ class Links:
         """Return a node's host:port; empty or None when it is not known."""
         return self._addresses.get(node)
 
-    def rename(self, stand_in: bytes, node: bytes) -> None:
+    def rename(self, stand_in: bytes, node: bytes, now: float) -> None:
         """A node that was addressed by a stand-in has told its id."""
         self.sockets.rename(stand_in, node)
         self._addresses[node] = self._addresses.pop(stand_in)
+        self._nameless.pop(stand_in, None)
+        self._again(node, now)
+
+    def pause(self, node: bytes) -> None:
+        """Close the connection to a node that is not where it should be. Numbered frames are kept for it, should it come back."""
+        self.sockets.hang_up(node)
+        self._addresses.pop(node, None)
+        self._suspects.pop(node, None)
+        self._stuck.add(node)
 
     def forget(self, node: bytes) -> None:
         """A node is dead: nothing is sent to it any more, and what was not acknowledged is dropped."""
@@ -142,6 +159,7 @@ class Links:
         self._addresses.pop(node, None)
         self._stuck.discard(node)
         self._suspects.pop(node, None)
+        self._nameless.pop(node, None)
 
     # -- out ----------------------------------------------------------------------------------------------------------
 
@@ -154,7 +172,12 @@ class Links:
             self._put(node, pm.PLAIN, body)
 
     def send_to_anybody(self, stand_in: bytes, message: pm.PeerMessage) -> None:
-        """Send a plain message to whoever listens at the address of `stand_in`, a node whose id is not known."""
+        """Send a plain message to whoever listens at the address of `stand_in`, a node whose id is not known. Nothing is sent while an
+        earlier one waits for a connection."""
+        if self._nameless.setdefault(stand_in, True) is False:
+            return
+        if not self.sockets.reaches(stand_in):
+            self._nameless[stand_in] = False
         self._connect(stand_in)
         self.sockets.send(stand_in, pm.envelope(pm.PLAIN, b"", pm.encode(message)))
 
@@ -195,6 +218,9 @@ class Links:
             elif isinstance(event, Connected):
                 self.breaks = 0
                 self._again(event.node, now)
+                if event.node in self._nameless:
+                    self._nameless[event.node] = True
+                    events.append(Reached(event.node))
             else:
                 events += self._broken(event.node, now)
         return events
@@ -212,6 +238,8 @@ class Links:
                 self._again(node, now)
             body: bytes | None = payload
             if way == pm.NUMBERED:
+                if node in self._nameless:
+                    return  # before it has said its name: it will be sent again
                 body, again = self._link(node).receive(payload, now)
                 for frame in again:
                     self._put(node, pm.NUMBERED, frame)
@@ -239,6 +267,8 @@ class Links:
         """A connection broke: is there still a process behind the port? Which node had made it is not known: ask after all."""
         self.breaks += bool(node)
         asked = [node] if node else list(self._addresses)
+        if node in self._nameless:
+            self._nameless[node] = False
         for other in asked:
             self._suspects[other] = [now + pause for pause in _LOOK_AGAIN_S]
         return [Refused(other) for other in asked if self.probe(other, now)]

@@ -11,7 +11,8 @@ A node is one life of one broker: it draws its id when it starts. Rules:
                                 |--its port refuses, or it leaves----^  "you are dead" and change nothing
 
 A process that is paused keeps its port: connections to it are still taken by its kernel, so it is SILENT, not DEAD, and
-goes on where it was when it is heard again before DEAD_S. A port that *refuses* has no process behind it: that node is dead
+goes on where it was when it is heard again before DEAD_S. Members of a head that has begun another life are *awaited*: SILENT, for as
+long as it was told, until they come back by themselves. A port that *refuses* has no process behind it: that node is dead
 at once, as far as the head can be reached by whoever saw it.
 """
 
@@ -86,7 +87,7 @@ class Refusal(Exception):
 class Member:
     """A node, as the head sees it."""
 
-    __slots__ = ("heard", "info", "load", "reason", "state")
+    __slots__ = ("awaited", "heard", "info", "load", "reason", "state")
 
     def __init__(self, info: NodeInfo, now: float) -> None:
         self.info = info
@@ -94,6 +95,8 @@ class Member:
         self.state = State.ALIVE
         self.heard = now
         self.reason = ""
+        self.awaited = 0.0
+        """Seconds for which a member of the head's last life may take to come back; 0: it is there."""
 
     def __repr__(self) -> str:
         return f"<Member {self.info.id.hex()[:8]} {self.state.name} at {self.info.address or 'no address'}>"
@@ -124,6 +127,12 @@ class Membership:
             if member.state == State.DEAD:
                 raise Refusal(f"this node was declared dead ({member.reason}): start it again")
             return self.heard(info.id, None, now)
+        self._check(info)
+        self.members[info.id] = Member(info, now)
+        return [Change(info.id, State.ALIVE)]
+
+    def _check(self, info: NodeInfo) -> None:
+        """Refusal when a node does not fit the head."""
         head = self._head
         if _minor(info.version) != _minor(head.version):
             raise Refusal(
@@ -133,8 +142,36 @@ class Membership:
             raise Refusal(
                 f"the cluster runs Python {head.python}, this node {info.python}: start it with Python {head.python}"
             )
-        self.members[info.id] = Member(info, now)
-        return [Change(info.id, State.ALIVE)]
+
+    def expect(self, info: NodeInfo, patience: float, now: float) -> bool:
+        """A member of this head's last life, which should come back within `patience` seconds. False when it is known already."""
+        if info.id in self.members:
+            return False
+        member = self.members[info.id] = Member(info, now)
+        member.state = State.SILENT
+        member.reason = "it has not come back to the head yet"
+        member.awaited = patience
+        return True
+
+    def rejoin(self, info: NodeInfo, now: float) -> list[Change]:
+        """Take back a member that had lost this head, or its last life.
+
+        Raises:
+            Refusal: it was declared dead, or does not fit (the head was started anew with another version).
+        """
+        member = self.members.get(info.id)
+        if member is None:
+            return self.join(info, now)
+        if member.state == State.DEAD:
+            raise Refusal(f"this node was declared dead ({member.reason}): start it again")
+        self._check(info)
+        member.info = info
+        return self.heard(info.id, None, now)
+
+    def paused(self, seconds: float) -> None:
+        """The head itself did not run for so long: that is nobody's silence."""
+        for member in self.members.values():
+            member.heard += seconds
 
     def heard(self, node: bytes, load: NodeLoad | None, now: float) -> list[Change]:
         """A beat, or any other sign of life. Of the dead and of strangers nothing is heard."""
@@ -142,6 +179,7 @@ class Membership:
         if member is None or member.state == State.DEAD:
             return []
         member.heard = now
+        member.awaited = 0.0
         if load is not None:
             member.load = load
         if member.state == State.SILENT:
@@ -174,7 +212,7 @@ class Membership:
             if member.state == State.ALIVE and silence >= self._silent_after:
                 member.state = State.SILENT
                 changes.append(Change(node, State.SILENT, f"silent for {silence:.1f} s"))
-            if member.state == State.SILENT and silence >= self._dead_after:
+            if member.state == State.SILENT and silence >= (member.awaited or self._dead_after):
                 changes += self.end(node, f"not heard of for {silence:.1f} s")
         return changes
 

@@ -48,14 +48,31 @@ class Join(PeerMessage, frozen=True):
     info: NodeInfo
 
 
+class Rejoin(PeerMessage, frozen=True):
+    """Node that has lost its head -> whoever is at the head's address, until it is answered with `Joined` or `Rejected`."""
+
+    info: NodeInfo
+    cluster: str
+    """Id of the cluster, in hex: a head that has begun another one knows nothing of this node's."""
+    index: int
+    """Of this node, as in `Joined`."""
+    members: list[NodeInfo]
+    """Other nodes that it knows to live: the head may have forgotten some (its machine lost its newest writes)."""
+
+
 class Joined(PeerMessage, frozen=True):
-    """Head -> newcomer: you belong to the cluster; these do, too."""
+    """Head -> newcomer, or a node that comes back: you belong to the cluster; these do, too."""
 
     cluster: str
+    """Its id, in hex."""
     head: NodeInfo
     members: list[NodeInfo]
     index: int
     """Of the newcomer among all nodes that ever joined: its jobs get numbers of their own from it."""
+    grace: float = 0.0
+    """Seconds for which members outlive this head (`zray.broker.head_watch`)."""
+    storage: str = ""
+    """Kind of storage that its tables are in, for people."""
 
 
 class Rejected(PeerMessage, frozen=True):
@@ -170,10 +187,12 @@ class Gone(PeerMessage, frozen=True):
 
 
 class StoreRequest(PeerMessage, frozen=True):
-    """Node -> head: a request to the control store (`zray.gcs.messages`)."""
+    """Node -> head: a request to the control store (`zray.gcs.messages`). Said again to the head's next life when no answer has come."""
 
     number: int
     body: bytes
+    oldest: int = 0
+    """The oldest request of this node that is not answered: the head need not remember earlier answers."""
 
 
 class StoreReply(PeerMessage, frozen=True):
@@ -437,6 +456,7 @@ KINDS: Final[dict[int, type[PeerMessage]]] = {
     10: NotHere,
     11: Elsewhere,
     12: Took,
+    13: Rejoin,
     20: NodeUp,
     21: NodeChanged,
     22: Leave,

@@ -15,13 +15,15 @@ import msgspec
 
 from zray import _store
 from zray.gcs.service import GcsService
-from zray.gcs.tables import ActorRow, ActorState, FunctionRow, JobRow, NodeRow
+from zray.gcs.storage import open_storage
+from zray.gcs.tables import ActorRow, ActorState, CreationRow, FunctionRow, JobRow, NodeRow
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
 
     from zray.broker.config import BrokerConfig
     from zray.gcs.service import PublisherLike
+    from zray.gcs.tables import GcsRow
     from zray.task import ActorSpec, CallShape, JobSpec, TaskSpec
 
 
@@ -31,7 +33,19 @@ class Records:
     def __init__(
         self, open_publisher: Callable[[str], PublisherLike], config: BrokerConfig, store: _store.Store
     ) -> None:
-        self.gcs = GcsService(open_publisher, config.directory, shards=config.gcs_shards, referenced=self._referenced)
+        place = config.cluster
+        name = place.storage if place is not None and not place.head else "memory"
+        self.gcs = GcsService(
+            open_publisher,
+            config.directory,
+            shards=config.gcs_shards,
+            referenced=self._referenced,
+            storage=open_storage(name, config.gcs_shards),
+        )
+        self.share: Callable[[GcsRow], None] | None = None
+        """Tells the head a row of this node that belongs into its tables, too."""
+        self.on_alive: Callable[[bytes], None] | None = None
+        """Told of each actor of this node that was constructed."""
         self._store = store
         self._node = bytes.fromhex(config.node)
         self.gcs.put_row(
@@ -50,18 +64,35 @@ class Records:
         """Those of some tasks whose (first) result somebody still refers to."""
         return [task for task in tasks if self._store.reference(_store.with_index(task, 1)) is not None]
 
+    def _put(self, row: JobRow | ActorRow) -> None:
+        """Write a row that the head's tables have, too: all jobs, and actors that others than their makers may look for."""
+        self.gcs.put_row(row)
+        if self.share is not None and (isinstance(row, JobRow) or row.name or row.detached):
+            self.share(row)
+
+    def share_all(self) -> None:
+        """The head may have lost rows: tell it again what is running here."""
+        if self.share is None:
+            return
+        for job in self.gcs.rows(JobRow):
+            if job.running:
+                self.share(job)
+        for actor in self.gcs.rows(ActorRow):
+            if actor.state != ActorState.DEAD and (actor.name or actor.detached):
+                self.share(actor)
+
     # -- jobs ----------------------------------------------------------------------------------------------------------
 
     def job_started(self, spec: JobSpec) -> None:
         """A driver was admitted."""
-        self.gcs.put_row(JobRow(spec.id, spec.number, self._node, spec.driver_pid, spec.namespace, started=time.time()))
+        self._put(JobRow(spec.id, spec.number, self._node, spec.driver_pid, spec.namespace, started=time.time()))
 
     def job_ended(self, spec: JobSpec, reason: str) -> None:
         """A driver has left or died."""
         self.gcs.job_ended(spec.number)
         row = self.gcs.row(JobRow, spec.id)
         if row is not None:
-            self.gcs.put_row(msgspec.structs.replace(row, running=False, ended=time.time(), reason=reason))
+            self._put(msgspec.structs.replace(row, running=False, ended=time.time(), reason=reason))
 
     def shapes_defined(self, shapes: Sequence[CallShape]) -> None:
         """Functions (with their options) that may be called from now on."""
@@ -99,12 +130,15 @@ class Records:
             detached=spec.detached,
             started=time.time(),
             spec=spec,
+            owner=self._node,
         )
-        self.gcs.put_row(row)
+        self._put(row)
 
     def actor_alive(self, actor: bytes, incarnation: int, worker: int, pid: int, node: bytes) -> None:
         """An incarnation was constructed, on a node."""
         self._change(actor, state=ActorState.ALIVE, incarnation=incarnation, worker=worker, pid=pid, node=node)
+        if self.on_alive is not None:
+            self.on_alive(actor)
 
     def actor_down(self, actor: bytes, restarting: bool, reason: str) -> None:
         """An incarnation is over."""
@@ -112,11 +146,12 @@ class Records:
             self._change(actor, state=ActorState.RESTARTING, reason=reason)
         else:
             self._change(actor, state=ActorState.DEAD, reason=reason, ended=time.time())
+            self.gcs.delete_row(CreationRow, actor)
 
     def _change(self, actor: bytes, **fields: object) -> None:
         row = self.gcs.row(ActorRow, actor)
         if row is not None:
-            self.gcs.put_row(msgspec.structs.replace(row, **fields))
+            self._put(msgspec.structs.replace(row, **fields))
 
     # -- events --------------------------------------------------------------------------------------------------------
 

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from zray import _store, wire
+from zray import _store, errors, failures, wire
 from zray.broker import actions as a
 from zray.broker import events as e
 from zray.broker import peer_messages as pm
-from zray.broker import status
+from zray.broker import revival, status
 from zray.broker.cluster import Cluster
 from zray.broker.groups import Groups
 from zray.broker.membership import NEVER, NodeInfo, NodeLoad, State
@@ -137,6 +137,7 @@ class Broker:
             labels=dict(config.labels),
         )
         self.records = Records(self.context.publisher, config, store)
+        self.records.gcs.on_taken = self._end_because
         self.performer = Performer(self)
         self.cluster: Cluster | None = None
         self.exchange: ObjectExchange | None = None
@@ -216,6 +217,7 @@ class Broker:
                 if now >= next_tick or now >= self.scheduler.wake_at:
                     self._tick(now)
                     next_tick = now + (_IDLE_TICK_S if self.scheduler.is_idle() else _TICK_S)
+                self.records.gcs.commit()
         except BaseException:
             # Whoever started the node shows the log, and removes what is left.
             traceback.print_exc()
@@ -459,7 +461,7 @@ class Broker:
 
     def _gcs_request(self, message: wire.GcsRequest) -> None:
         if self.cluster is None:
-            self.reply(message.reply, self.records.gcs.handle_request(message.body))
+            self.records.gcs.serve_request(message.body, lambda answer: self.reply(message.reply, answer))
         else:
             self.cluster.request(message.body, lambda answer: self.reply(message.reply, answer))
 
@@ -657,6 +659,25 @@ class Broker:
         if committed - used < min(used, _TOUCH_AHEAD):
             self.store.touch_ahead(committed - used + _TOUCH_PIECE)
 
+    # -- lives of the head ---------------------------------------------------------------------------------------------
+
+    def begin_life(self) -> None:
+        """Join the cluster, or (the head) go on with the one whose rows are stored. Raises CannotJoin."""
+        if self.cluster is None:
+            return
+        self.cluster.join()
+        if self.cluster.is_head:
+            self._jobs_seen = revival.newest_job(self.records.gcs, _JOB_BITS)
+            if self.cluster.last_head:
+                revival.end_rows_of(self.records.gcs, self.cluster.last_head, "the head was started again")
+                self.records.gcs.abandon_tasks()
+                revival.make_again(self)
+            self.records.on_alive = lambda actor: revival.keep_creation(self, actor)
+            self.records.gcs.commit()
+        else:
+            self.records.share = self.cluster.share
+            self.cluster.on_new_head = self.records.share_all
+
     # -- the cluster --------------------------------------------------------------------------------------------------
 
     def _work_with(self, cluster: Cluster) -> None:
@@ -713,8 +734,16 @@ class Broker:
         return NodeLoad(self.scheduler.available(), figures["tasks_queued"], figures["workers_busy"], micros)
 
     def _end_because(self, reason: str) -> None:
+        if not self.running:
+            return
         print(f"[zray] the node ends: {reason}", file=sys.stderr, flush=True)
         self.running = False
+        # Whoever waits learns why.
+        states = (_store.STATE_PENDING, _store.STATE_CLAIMED)
+        waiting = [row[0] for row in self.store.walk() if row[1] in states]
+        error = failures.dump(failures.from_error(errors.ZraySystemError(f"this node has ended: {reason}")))
+        fields: dict[str, object] = {"error": error}
+        self.performer.seal_entries(a.SealEntries(waiting, "ZraySystemError", fields))
 
     # -- the rest -----------------------------------------------------------------------------------------------------
 
@@ -756,6 +785,7 @@ class Broker:
             self.exchange.close()
         if self.cluster is not None:
             self.cluster.close("it was ended")
+        self.records.gcs.close()
         self.context.close()
         self.store.close()
         shutil.rmtree(self.config.spill_directory, ignore_errors=True)

@@ -160,6 +160,21 @@ def actors(broker: Broker, _: str) -> list[dict[str, Any]]:
     ]
 
 
+def cluster(broker: Broker, _: str) -> dict[str, Any]:
+    """The cluster this node belongs to: its id, how the head keeps its tables, whether the head can be reached."""
+    found = broker.cluster
+    if found is None:
+        return {"id": "", "storage": "memory", "head": "", "is_head": True, "head_lost": "", "storage_failure": ""}
+    return {
+        "id": found.id.hex(),
+        "storage": found.storage,
+        "head": found.head.hex(),
+        "is_head": found.is_head,
+        "head_lost": found.watch.reason if found.watch.is_lost else "",
+        "storage_failure": broker.records.gcs.storage_failure,
+    }
+
+
 def check(broker: Broker, _: str) -> dict[str, str]:
     """Verify the invariants of the store and of the scheduler; {"error": first violation} or {}."""
     try:
@@ -185,6 +200,7 @@ _QUERIES: dict[str, Callable[[Broker, str], Any]] = {
     "events": events,
     "tasks": tasks,
     "actors": actors,
+    "cluster": cluster,
     "check": check,
     "named_actors": named_actors,
 }

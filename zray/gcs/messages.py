@@ -154,6 +154,8 @@ REFUSED_ROW: Final = "row"
 """Key or value break the rules of the table."""
 REFUSED_FULL: Final = "full"
 """A bound on what users store is reached."""
+REFUSED_STORAGE: Final = "storage"
+"""Where acknowledged writes are kept took none (full disk, lost server): the write did not happen."""
 REFUSED_INTERNAL: Final = "internal"
 """The service failed; the write did not happen."""
 

@@ -1,9 +1,14 @@
 """The running control store: shards in the head's broker, requests in, notices out.
 
-Covers dispatch of requests, the order of a write (plan, store, apply, publish, acknowledge), publishing, beats,
+Covers dispatch of requests, the order of a write (plan, apply, store, publish, acknowledge), publishing, beats,
 flushing of task rows, and the direct calls that the broker in the same process makes. Does not cover rules of rows and
-versions (`shard`, `task_rows`), numbering (`topics`) or sockets: a PUB socket is whatever `open_publisher` returns, and
-the reply travels however the caller sends it.
+versions (`shard`, `task_rows`), numbering (`topics`), where rows are stored (`storage`) or sockets: a PUB socket is
+whatever `open_publisher` returns, and the reply travels however the caller sends it.
+
+With durable storage the changes of one *round* (all calls between two calls of `commit`) are stored together: notices and
+answers, of reads too, which may have seen such a change, wait until they are. A round that storage refuses is taken back
+as far as requests have made it: by further changes, so that versions and numbers go on. What the broker noted in it
+(`put_row` and the like tell what *is*) stays, and is stored as soon as storage takes it.
 
 Single-threaded: all calls come from the broker's loop. No method waits.
 """
@@ -22,15 +27,17 @@ from zray.clock import Clock, SystemClock
 from zray.gcs import messages as m
 from zray.gcs.faults import NO_FAULTS, Faults
 from zray.gcs.limits import GcsLimits
+from zray.gcs.lineage_log import LineageLog, LiveTasks, decode
 from zray.gcs.shard import CONFLICT, FULL, MISSING, Refusal, Shard
 from zray.gcs.sharding import shard_of
-from zray.gcs.storage import MemoryStorage, Storage, TaskArchive
+from zray.gcs.storage import MemoryStorage, Storage, StorageBehind, StorageError, StorageTaken, TaskArchive
 from zray.gcs.tables import (
     ANY,
     ROW_TABLES,
     Change,
     EventRow,
     GcsRow,
+    Row,
     RowError,
     RowT,
     Table,
@@ -53,7 +60,28 @@ PAGE_BYTES: Final = 8 << 20
 HELD_ASKED: Final = 256
 """Tasks with held specs per shard that a tick asks about (more when a batch has more)."""
 
+LINEAGE_S: Final = 0.05
+"""Seconds between two records of task rows in the storage."""
+RETRY_S: Final = 0.5
+"""Seconds after which rows that storage did not take are tried again, when nobody asks for a write before."""
+
 _encode = msgspec.msgpack.Encoder().encode
+_READS: Final = (m.Get, m.List, m.Read, m.GetTask, m.ListTasks, m.Describe, m.Open)
+_WRITES: Final = (m.Put, m.Delete, m.DeletePrefix)
+_Place = tuple[int, int, bytes]
+"""(shard, table, key) of a row."""
+
+
+class _Held:
+    """An answer that waits for its round to be stored."""
+
+    __slots__ = ("answer", "reply", "request", "wrote")
+
+    def __init__(self, request: m.Request | None, reply: m.Reply, wrote: bool, answer: Callable[[bytes], None]) -> None:
+        self.request = request
+        self.reply = reply
+        self.wrote = wrote
+        self.answer = answer
 
 
 class PublisherLike(Protocol):
@@ -98,7 +126,7 @@ class GcsService:
             shards: 1 to 256.
             clock: for beats and for times in rows.
             limits: bounds of the whole store.
-            storage: where acknowledged writes survive; default: nowhere.
+            storage: where acknowledged writes survive; default: nowhere. One that is durable needs `commit` after each round.
             archive: where flushed task rows are kept for later; default: nowhere.
             referenced: tells which of some tasks have results that somebody still refers to: their specs outlive
                 their rows.
@@ -107,6 +135,7 @@ class GcsService:
 
         Raises:
             ValueError: the number of shards is out of range.
+            StorageError: what is stored cannot be loaded.
         """
         whole = limits or GcsLimits()
         part = whole.share(max(1, shards))
@@ -128,6 +157,26 @@ class GcsService:
         self._opened: list[int] = []
         self._beats = [BeatTimer(faults) for _ in range(shards)]
         self._events = 0
+        self.on_taken: Callable[[str], None] | None = None
+        """Called when another head has taken the storage: this one must end."""
+        self.storage_failure = ""
+        """Why storage does not take writes now; empty while it does."""
+        self.rounds_refused = 0
+        self._serving = False
+        self._pending: list[tuple[int, Change]] = []
+        """Changes of this round."""
+        self._held: list[_Held] = []
+        self._undo: dict[_Place, Row | None] = {}
+        """Rows as they were before requests of this round changed them."""
+        self._unstored: dict[_Place, None] = {}
+        """Rows that storage has not taken."""
+        self._behind = False
+        """It has lost rows, and needs all of them again."""
+        self._answers: dict[bytes, list[int]] = {}
+        """Requests of each node whose answers are kept."""
+        self._store_at = self._retry_at = 0.0
+        self._durable = self._storage.durable
+        self._lineage: LineageLog | None = None
         self._load()
         self._handlers: dict[type[m.Request], Callable[[Any], m.Reply]] = {
             m.Get: self._get,
@@ -150,24 +199,210 @@ class GcsService:
             shard.load(revision, rows)
             numbers = [int.from_bytes(key, "big") for table, key, _ in rows if table == Table.EVENTS]
             self._events = max([self._events, *numbers])
+            for table, key, _ in rows:
+                if table == Table.ANSWERS:
+                    self._answers.setdefault(key[:ID_SIZE], []).append(int.from_bytes(key[ID_SIZE:], "big"))
+        if self._durable:
+            self._replay(LineageLog(self._is_live))
+
+    def _replay(self, lineage: LineageLog) -> None:
+        """Bring back task rows."""
+        for record in self._storage.load_records():
+            lineage.loaded(record)
+            try:
+                found = decode(record)
+            except ValueError as error:
+                raise StorageError(f"the lineage log in the storage is damaged: {error}") from None
+            if isinstance(found, LiveTasks):
+                self._tasks.submitted(found.job, found.tasks)
+            else:
+                self._tasks.replay(found.shard, found.ends)
+        self._flush_tasks()
+        self._lineage = lineage
+
+    def _is_live(self, job: int, spec: TaskSpec) -> bool:
+        return self._tasks.rows_of(spec.id).live_of(job).get(spec.id) is spec
 
     # -- requests ------------------------------------------------------------------------------------------------------
 
     def handle_request(self, body: bytes) -> bytes:
-        """Return the encoded reply to an encoded request (`messages`); never raises, whatever the bytes are."""
+        """Return the encoded reply to an encoded request (`messages`), after storing what it changed; never raises,
+        whatever the bytes are."""
+        replies: list[bytes] = []
+        self.serve_request(body, replies.append)
+        if not replies:
+            self.commit()
+        return replies[0]
+
+    def serve_request(
+        self, body: bytes, answer: Callable[[bytes], None], origin: tuple[bytes, int] | None = None
+    ) -> None:
+        """Carry out an encoded request; never raises, whatever the bytes are.
+
+        Args:
+            body: the request.
+            answer: called with the encoded reply, at once, or by the `commit` that has stored what it depends on.
+            origin: (id of the node, number) of a request that may be repeated to the next life of this service: the
+                write is made once, and each repetition gets the first answer until `forget_answers`.
+        """
         try:
-            request = m.decode_request(body)
+            request: m.Request | None = m.decode_request(body)
         except m.ProtocolError as error:
             self.malformed += 1
-            return m.encode(m.Refused(m.REFUSED_MALFORMED, str(error)))
+            answer(m.encode(m.Refused(m.REFUSED_MALFORMED, str(error))))
+            return
+        assert request is not None
+        key = b"" if origin is None or not self._durable else origin[0] + origin[1].to_bytes(8, "big")
+        known = self._shard(Table.ANSWERS, key).get(Table.ANSWERS, key) if key else None
+        before = len(self._pending)
+        if known is not None:
+            reply: m.Reply = m.decode_reply(known.value)
+            request = None
+        else:
+            self._serving = True
+            try:
+                reply = self._carry_out(request)
+                if key and len(self._pending) > before:
+                    self.put_bytes(Table.ANSWERS, key, m.encode(reply))
+                    self._answers.setdefault(key[:ID_SIZE], []).append(int.from_bytes(key[ID_SIZE:], "big"))
+            finally:
+                self._serving = False
+        if not self._durable or not (self._pending or self._storage.lapsed()):
+            answer(m.encode(reply))
+        else:
+            self._held.append(_Held(request, reply, len(self._pending) > before, answer))
+
+    def _carry_out(self, request: m.Request) -> m.Reply:
         try:
-            return m.encode(self._handlers[type(request)](request))
+            return self._handlers[type(request)](request)
         except RowError as error:
-            return m.encode(m.Refused(m.REFUSED_ROW, str(error)))
+            return m.Refused(m.REFUSED_ROW, str(error))
         except Exception as error:  # the request is answered and the broker goes on, whatever is wrong here
             self.failures += 1
             self.last_failure = traceback.format_exc()
-            return m.encode(m.Refused(m.REFUSED_INTERNAL, f"{type(error).__name__}: {error}"))
+            return m.Refused(m.REFUSED_INTERNAL, f"{type(error).__name__}: {error}")
+
+    def forget_answers(self, node: bytes, below: int) -> None:
+        """A node has heard the answers of all its requests with lower numbers."""
+        kept = self._answers.get(node)
+        if not kept:
+            return
+        old = [number for number in kept if number < below]
+        for number in old:
+            self.delete_bytes(Table.ANSWERS, node + number.to_bytes(8, "big"))
+        self._answers[node] = [number for number in kept if number >= below]
+        if not self._answers[node]:
+            del self._answers[node]
+
+    # -- storing -------------------------------------------------------------------------------------------------------
+
+    def commit(self) -> None:
+        """End a round: store its changes, then publish and answer. Never raises: what storage refuses is refused."""
+        if self._pending or self._held:
+            self._store_round()
+
+    def _store_round(self) -> None:
+        records, drop = self._lineage.due(self._all_live) if self._lineage is not None else ([], 0)
+        try:
+            if self._behind:
+                self._storage.rewrite(self._everything())
+                self._behind = False
+                if self._lineage is not None:
+                    self._lineage.begin_again()
+                    drop = 0
+            self._storage.write([*self._current(self._unstored), *self._pending], records, drop)
+        except StorageTaken as error:
+            self._refuse_round(error)
+            if self.on_taken is not None:
+                self.on_taken(str(error))
+        except StorageBehind as error:
+            self._behind = True
+            self._retry_at = 0.0
+            self._refuse_round(error)
+        except OSError as error:
+            self._refuse_round(error)
+        else:
+            self._unstored.clear()
+            self.storage_failure = ""
+            if self._lineage is not None:
+                self._lineage.written()
+            self._end_round()
+
+    def _current(self, places: Collection[_Place]) -> list[tuple[int, Change]]:
+        """The rows at some places as they are, as changes."""
+        found = []
+        for index, table, key in places:
+            shard = self._shards[index]
+            row = shard.get(table, key)
+            if row is None:
+                found.append((index, Change(table, key, None, shard.revision, 0)))
+            else:
+                found.append((index, Change(table, key, row.value, row.version, 0, row.ended)))
+        return found
+
+    def _everything(self) -> list[tuple[int, Change]]:
+        return self._current(
+            [
+                (shard.index, table, key)
+                for shard in self._shards
+                for table in Table
+                if table != Table.TASKS
+                for key, _ in shard.page(table, b"", None, shard.count(table))
+            ]
+        )
+
+    def _all_live(self) -> list[tuple[int, list[TaskSpec]]]:
+        return [(row.job, [row.spec]) for rows in self._tasks.shards for row in rows.live(None, 1 << 62) if row.spec]
+
+    def _refuse_round(self, error: OSError) -> None:
+        """Storage took nothing: take back what requests have changed, and tell them."""
+        self.storage_failure = text = str(error)
+        self.rounds_refused += 1
+        undo, self._undo = self._undo, {}
+        for (index, table, key), row in reversed(undo.items()):
+            shard = self._shards[index]
+            plan = (
+                shard.plan_delete(table, key) if row is None else shard.plan_put(table, key, row.value, ended=row.ended)
+            )
+            if isinstance(plan, Change):
+                self._make(shard, plan)
+        for index, change in self._pending:
+            self._unstored[index, change.table, change.key] = None
+        refused = m.Refused(m.REFUSED_STORAGE, f"it cannot be stored: {text}")
+        for held in self._held:
+            if held.wrote or isinstance(held.request, _WRITES):
+                held.reply = refused
+            elif isinstance(held.request, _READS):
+                held.reply = refused if self._storage.lapsed() else self._carry_out(held.request)
+        self._end_round()
+
+    def _end_round(self) -> None:
+        pending, self._pending = self._pending, []
+        held, self._held = self._held, []
+        self._undo.clear()
+        for shard, change in pending:
+            if change.table in self._opened:
+                self._publish(shard, change)
+        for waiting in held:
+            waiting.answer(m.encode(waiting.reply))
+
+    def _keep_storing(self, now: float) -> None:
+        """What time asks for: records of tasks, rows that could not be stored, the sign of life of this head."""
+        lineage = self._lineage is not None and now >= self._store_at and not self.storage_failure
+        again = (self._unstored or self._behind) and now >= self._retry_at
+        if lineage or again or self._pending or self._held:
+            self._store_at = now + LINEAGE_S
+            self._retry_at = now + RETRY_S
+            if again or self._pending or self._held or (self._lineage is not None and self._lineage.waits):
+                self._store_round()
+        try:
+            self._storage.tick()
+        except StorageTaken as error:
+            if self.on_taken is not None:
+                self.on_taken(str(error))
+        except OSError as error:
+            self.storage_failure = str(error)
+            self._retry_at = min(self._retry_at, now + RETRY_S)
 
     def _shard(self, table: int, key: bytes) -> Shard:
         return self._shards[shard_of(table, key, len(self._shards))]
@@ -259,7 +494,6 @@ class GcsService:
         Raises:
             VersionConflict: its version is not `expected`.
             RowError: its id is not one.
-            OSError: storage refused it; nothing has changed.
         """
         key = key_of(row)
         reply = self.put_bytes(ROW_TABLES[type(row)], key, encode_row(row), expected=expected, ended=is_ended(row))
@@ -278,7 +512,7 @@ class GcsService:
         return [decode_row(row_type, row.value) for _, row in heapq.merge(*parts, key=_first)]
 
     def delete_row(self, row_type: type[GcsRow], key: bytes) -> bool:
-        """Delete a row; return whether there was one. OSError: storage refused; nothing has changed."""
+        """Delete a row; return whether there was one."""
         return isinstance(self.delete_bytes(ROW_TABLES[row_type], key), m.Written)
 
     def record_event(self, subject_table: str, subject: bytes, what: str, detail: str = "") -> None:
@@ -288,32 +522,35 @@ class GcsService:
         self.put_bytes(Table.EVENTS, event_key(row.number), encode_row(row), ended=True)
 
     def put_bytes(self, table: int, key: bytes, value: bytes, *, expected: int = ANY, ended: bool = False) -> m.Reply:
-        """Write an encoded row: Written, Conflict or Refused. OSError: storage refused it; nothing has changed."""
+        """Write an encoded row: Written, Conflict or Refused."""
         shard = self._shard(table, key)
         created = shard.get(table, key) is None
         return self._commit(shard, shard.plan_put(table, key, value, expected=expected, ended=ended), created)
 
     def delete_bytes(self, table: int, key: bytes, *, expected: int = ANY) -> m.Reply:
-        """Delete a row: Written, Missing or Conflict. OSError: storage refused it; nothing has changed."""
+        """Delete a row: Written, Missing or Conflict."""
         shard = self._shard(table, key)
         return self._commit(shard, shard.plan_delete(table, key, expected=expected))
 
     def _commit(self, shard: Shard, plan: Change | Refusal, created: bool = False) -> m.Reply:
         if isinstance(plan, Refusal):
             return _refusal(plan)
+        place = shard.index, plan.table, plan.key
+        if self._serving:
+            self._undo.setdefault(place, shard.get(plan.table, plan.key))
+        else:
+            self._undo.pop(place, None)
         self._make(shard, plan)
-        try:
-            while (old := shard.plan_retention(plan.table)) is not None:
-                self._make(shard, old)
-        except OSError:  # the write itself is stored: it is acknowledged, and the next one tries again to make room
-            self.failures += 1
-            self.last_failure = traceback.format_exc()
+        while (old := shard.plan_retention(plan.table)) is not None:
+            self._undo.pop((shard.index, old.table, old.key), None)
+            self._make(shard, old)
         return m.Written(plan.version, created)
 
     def _make(self, shard: Shard, change: Change) -> None:
-        self._storage.write(shard.index, (change,))
         shard.apply(change)
-        if change.table in self._opened:
+        if self._durable:
+            self._pending.append((shard.index, change))
+        elif change.table in self._opened:
             self._publish(shard.index, change)
 
     # -- tasks ---------------------------------------------------------------------------------------------------------
@@ -324,6 +561,8 @@ class GcsService:
         The specs are shared, not copied: a later rise of `attempt` shows in the row.
         """
         self._tasks.submitted(job, tasks)
+        if self._lineage is not None:
+            self._lineage.submitted(job, tasks)
 
     def tasks_finished(
         self, job: int, worker: int, ids: Sequence[bytes], statuses: bytes, micros: Sequence[int]
@@ -343,6 +582,17 @@ class GcsService:
         """
         if self._tasks.finished(job, worker, ids, statuses, micros, self._clock.wall()):
             self.settle_tasks()
+
+    @property
+    def durable(self) -> bool:
+        """Whether rows survive this process."""
+        return self._durable
+
+    def abandon_tasks(self) -> None:
+        """All tasks that are live have ended with the last life of this node."""
+        self.settle_tasks()
+        for job in {row.job for rows in self._tasks.shards for row in rows.live(None, 1 << 62)}:
+            self.job_ended(job)
 
     def job_ended(self, job: int) -> None:
         """Note that a job is over: its live tasks end as ABANDONED. The job's own row is written with `put_row`."""
@@ -380,7 +630,14 @@ class GcsService:
         if made and Table.TASKS in self._opened:
             for shard, batch in made:
                 self._publish(shard, _task_change(batch))
-        for rows in self._tasks.shards if made else ():
+        if self._lineage is not None:
+            for shard, batch in made:
+                self._lineage.ended(shard, batch.ends(with_specs=True))
+        if made:
+            self._flush_tasks()
+
+    def _flush_tasks(self) -> None:
+        for rows in self._tasks.shards:
             while (batch_due := rows.due()) is not None:
                 rows.flush(self._needed(batch_due))
                 if self._archive is not None:
@@ -442,6 +699,8 @@ class GcsService:
         """
         self.settle_tasks()
         self._ask_for_held()
+        if self._durable:
+            self._keep_storing(now)
         due = NEVER
         for index, publisher in enumerate(self._publishers):
             timer = self._beats[index]
@@ -496,7 +755,10 @@ class GcsService:
             assert all(shard_of(Table.TASKS, task, count) == shard.index for task in rows.ids()), "a task of another"
 
     def close(self) -> None:
-        """Close sockets, archive and storage. The service is not to be used afterwards."""
+        """Close sockets, archive and storage, after storing what waits. The service is not to be used afterwards."""
+        if self._durable:
+            self.settle_tasks()
+            self._store_round()
         for publisher in self._publishers:
             publisher.close()
         self._publishers.clear()

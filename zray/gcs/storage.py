@@ -1,14 +1,16 @@
 """Where acknowledged writes go, and where flushed task rows may go.
 
-Covers the interface of durable storage, the default that has none (rows live as long as the service), and the archive
-file of flushed tasks. Does not cover what is written or when it counts: `service` calls `write` before a change is
-applied, so a change that storage refused never happened. A door: the only file of this package that opens files.
+Covers the interface of durable storage, its errors, the default that has none (rows live as long as the service), how a
+storage is named, and the archive file of flushed tasks. Does not cover what is written or when it counts (`service`), or
+the storages themselves (`sqlite_storage`, `redis_storage`). A door: with those two the only files of this package that
+open files or connections.
 """
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, Protocol
 from zlib import crc32
 
@@ -17,19 +19,69 @@ import msgspec
 from zray.gcs.tables import Change, Row
 from zray.gcs.task_batches import TaskEnds
 
+FORMAT: Final = 1
+"""Of what storages hold; one with a higher number is not touched."""
+
+
+class StorageError(OSError):
+    """A storage cannot be opened, or does not take a write: nothing of that write is stored. The text says what to do."""
+
+    def __init__(self, message: str, number: int = errno.EIO) -> None:
+        super().__init__(number, message)
+
+    def __str__(self) -> str:
+        return str(self.strerror)
+
+
+class StorageTaken(StorageError):
+    """Another head has the storage now: this one must not go on."""
+
+
+class StorageBehind(StorageError):
+    """The storage has lost what it had acknowledged (its server came back without its newest writes): everything must be
+    written again with `rewrite`."""
+
 
 class Storage(Protocol):
-    """What a backend must do. Task rows are not its business: they come back from the brokers, or from the archive."""
+    """What a backend must do. Not thread-safe. Backends are told apart by their constructors only."""
+
+    durable: bool
+    """Whether anything survives: False means that `write` need not be called."""
 
     def load(self, shard: int) -> tuple[int, list[tuple[int, bytes, Row]]]:
-        """Return (revision, rows as (table, key, row)) of a shard.
+        """Return (revision, rows as (table, key, row), oldest version first) of a shard.
 
         The revision of its newest stored change, also of a deletion.
         """
         ...
 
-    def write(self, shard: int, changes: Sequence[Change]) -> None:
-        """Store changes, all or none, so that they survive when this returns. OSError: they are not stored."""
+    def load_records(self) -> Iterator[bytes]:
+        """Iterate over the records of the lineage log that have not been dropped, oldest first."""
+        ...
+
+    def write(self, changes: Sequence[tuple[int, Change]], records: Sequence[bytes] = (), drop: int = 0) -> None:
+        """Store changes of rows as (shard, change), all or none, so that they survive when this returns.
+
+        Args:
+            changes: in order; of several changes of one row the last one counts.
+            records: to be added to the lineage log.
+            drop: so many of the oldest records of the log go.
+
+        Raises:
+            StorageError: nothing is stored. StorageTaken, StorageBehind: and that is not a passing state.
+        """
+        ...
+
+    def rewrite(self, changes: Sequence[tuple[int, Change]]) -> None:
+        """As `write`, in place of all that is stored."""
+        ...
+
+    def lapsed(self) -> bool:
+        """Whether another head may have taken the storage meanwhile: nothing may be read before the next `write` has succeeded."""
+        ...
+
+    def tick(self) -> None:
+        """Called some times a second: keep the storage for this head. Raises as `write`."""
         ...
 
     def close(self) -> None:
@@ -41,16 +93,83 @@ class MemoryStorage:
     """Stores nothing: the rows in the shards are all there is."""
 
     __slots__ = ()
+    durable = False
 
     def load(self, shard: int) -> tuple[int, list[tuple[int, bytes, Row]]]:
         """Return an empty shard."""
         return 0, []
 
-    def write(self, shard: int, changes: Sequence[Change]) -> None:
+    def load_records(self) -> Iterator[bytes]:
+        """Return nothing."""
+        return iter(())
+
+    def write(self, changes: Sequence[tuple[int, Change]], records: Sequence[bytes] = (), drop: int = 0) -> None:
+        """Do nothing."""
+
+    def rewrite(self, changes: Sequence[tuple[int, Change]]) -> None:
+        """Do nothing."""
+
+    def lapsed(self) -> bool:
+        """Nobody else can have it."""
+        return False
+
+    def tick(self) -> None:
         """Do nothing."""
 
     def close(self) -> None:
         """Do nothing."""
+
+
+def check_name(name: str) -> str:
+    """Return the kind of storage that a name means ("memory", "sqlite" or "redis"); nothing is opened.
+
+    Raises:
+        ValueError: it names none.
+    """
+    scheme, _, rest = name.partition(":")
+    if name == "memory":
+        return "memory"
+    if scheme == "sqlite" and rest:
+        return "sqlite"
+    if scheme in ("redis", "rediss", "redis+unix") and rest.startswith("//"):
+        return "redis"
+    raise ValueError(
+        f"no storage is called {name!r}: memory, sqlite:PATH, redis://HOST:PORT/DB or redis+unix:///SOCKET"
+    )
+
+
+def open_storage(name: str, shards: int) -> Storage:
+    """Open a storage by name.
+
+    Args:
+        name: "memory"; "sqlite:PATH", with "?sync=full" behind it also against power loss; "redis://HOST:PORT/DB?prefix=NAME",
+            "rediss://..." or "redis+unix:///SOCKET?db=N&prefix=NAME".
+        shards: of the control store.
+
+    Raises:
+        ValueError: it names none.
+        StorageError: it cannot be had: damaged, foreign, of a newer version, in use, not there.
+    """
+    kind = check_name(name)
+    if kind == "memory":
+        return MemoryStorage()
+    if kind == "sqlite":
+        from zray.gcs.sqlite_storage import SqliteStorage
+
+        return SqliteStorage.by_name(name, shards)
+    from zray.gcs.redis_storage import RedisStorage
+
+    return RedisStorage.by_name(name, shards)
+
+
+def newest(changes: Iterable[tuple[int, Change]]) -> tuple[dict[tuple[int, bytes], tuple[int, Change]], dict[int, int]]:
+    """Return the last change of each row, by (table, key), and the highest version of each shard among changes."""
+    rows: dict[tuple[int, bytes], tuple[int, Change]] = {}
+    revisions: dict[int, int] = {}
+    for shard, change in changes:
+        rows[change.table, change.key] = shard, change
+        revisions[shard] = max(revisions.get(shard, 0), change.version)
+    return rows, revisions
 
 
 _HEADER: Final = 8

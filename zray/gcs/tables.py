@@ -6,7 +6,9 @@ not cover which shard keeps a key (`sharding`), bounds and versions (`shard`), o
 
 Keys. Nodes, jobs, functions, actors, objects and placement groups: their 16-byte id. Names of actors:
 `namespaced_key(namespace, name)`. Events: 8-byte big-endian number, so that key order is order of birth. User keys:
-`namespaced_key(namespace, key)`, the value is the user's bytes. Tasks: the 16-byte id; they are written in bulk and
+`namespaced_key(namespace, key)`, the value is the user's bytes. The cluster's one row: CLUSTER_KEY.
+Answers (of writes that other nodes asked for, until they have heard them): id of the node and number of the request,
+8 bytes, big-endian; written by the service alone. Tasks: the 16-byte id; they are written in bulk and
 kept in `task_rows`, so `TaskRow` is what a reader gets, not what is stored.
 
 Rows are positional (`array_like`): a field may be added at the end, with a default; none is ever removed or moved.
@@ -20,7 +22,7 @@ from typing import Final, TypeVar, cast
 import msgspec
 
 from zray.ids import ID_SIZE
-from zray.task import ActorSpec, CallShape, TaskSpec
+from zray.task import ActorSpec, CallShape, JobSpec, TaskSpec
 
 ANY: Final = -1
 """`expected` version of a write that does not compare."""
@@ -44,10 +46,23 @@ class Table(enum.IntEnum):
     PLACEMENT_GROUPS = 8
     EVENTS = 9
     KV = 10
+    CLUSTER = 11
+    ANSWERS = 12
+    CREATIONS = 13
 
 
 KEYED_BY_ID: Final = frozenset(
-    (Table.NODES, Table.JOBS, Table.FUNCTIONS, Table.ACTORS, Table.TASKS, Table.OBJECTS, Table.PLACEMENT_GROUPS)
+    (
+        Table.NODES,
+        Table.JOBS,
+        Table.FUNCTIONS,
+        Table.ACTORS,
+        Table.TASKS,
+        Table.OBJECTS,
+        Table.PLACEMENT_GROUPS,
+        Table.CLUSTER,
+        Table.CREATIONS,
+    )
 )
 """Tables whose keys are 16-byte ids."""
 
@@ -77,6 +92,29 @@ class NodeRow(GcsRow, frozen=True, array_like=True):
     ended: float = 0.0
     reason: str = ""
     """Why it is dead, for people."""
+    index: int = 0
+    """Among all that ever joined; the head's is 0."""
+    version: str = ""
+    python: str = ""
+    session: str = ""
+    directory: str = ""
+
+
+CLUSTER_KEY: Final = bytes(ID_SIZE)
+"""Of the one row of its table."""
+
+
+class ClusterRow(GcsRow, frozen=True, array_like=True):
+    """The cluster itself: what a head must know of its last life."""
+
+    id: bytes
+    """Drawn when the cluster began: a head with other storage has begun another one."""
+    head: bytes
+    """Node id of the present head."""
+    joined: int = 0
+    """Nodes that ever joined."""
+    lives: int = 1
+    """Of the head."""
 
 
 class JobRow(GcsRow, frozen=True, array_like=True):
@@ -130,6 +168,31 @@ class ActorRow(GcsRow, frozen=True, array_like=True):
     """Name of the cause of death (`zray.errors.DeathCause`)."""
     spec: ActorSpec | None = None
     """What makes it again; None once it cannot be."""
+    owner: bytes = b""
+    """Node that was asked for it, and without which it is dead."""
+
+
+class StoredValue(msgspec.Struct, frozen=True, array_like=True):
+    """An object, as it is packed in a store."""
+
+    id: bytes
+    kind: int
+    flags: int
+    data: bytes
+
+
+class CreationRow(GcsRow, frozen=True, array_like=True):
+    """All that makes a detached named actor again when nothing but rows is left."""
+
+    id: bytes
+    """Of the actor."""
+    job: JobSpec
+    spec: ActorSpec
+    shape: CallShape
+    values: list[StoredValue]
+    """Its class and its arguments."""
+    lacking: str = ""
+    """Why it cannot be made again, for people; empty: it can."""
 
 
 class ActorNameRow(GcsRow, frozen=True, array_like=True):
@@ -249,6 +312,8 @@ ROW_TABLES: Final[dict[type[GcsRow], Table]] = {
     ObjectRow: Table.OBJECTS,
     PlacementGroupRow: Table.PLACEMENT_GROUPS,
     EventRow: Table.EVENTS,
+    ClusterRow: Table.CLUSTER,
+    CreationRow: Table.CREATIONS,
 }
 _DECODERS: Final[dict[type[GcsRow], msgspec.msgpack.Decoder[GcsRow]]] = {
     row_type: msgspec.msgpack.Decoder(row_type) for row_type in ROW_TABLES
@@ -285,13 +350,15 @@ def event_key(number: int) -> bytes:
 
 def key_of(row: GcsRow) -> bytes:
     """Return the key of a row; RowError when its id has not 16 bytes."""
+    if isinstance(row, ClusterRow):
+        return CLUSTER_KEY
     if isinstance(row, FunctionRow):
         key = row.shape.key
     elif isinstance(row, ActorNameRow):
         return namespaced_key(row.namespace.encode(), row.name.encode())
     elif isinstance(row, EventRow):
         return event_key(row.number)
-    elif isinstance(row, (NodeRow, JobRow, ActorRow, ObjectRow, PlacementGroupRow)):
+    elif isinstance(row, (NodeRow, JobRow, ActorRow, CreationRow, ObjectRow, PlacementGroupRow)):
         key = row.id
     else:
         raise RowError(f"{type(row).__name__} belongs to no table")

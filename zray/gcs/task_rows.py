@@ -33,7 +33,7 @@ from zray.gcs.faults import NO_FAULTS, Fault, Faults
 from zray.gcs.limits import GcsLimits
 from zray.gcs.sharding import slot_table
 from zray.gcs.tables import ABANDONED, LIVE, RowError, TaskRow
-from zray.gcs.task_batches import EndedBatch, decode_raw, each_id, encode_specs
+from zray.gcs.task_batches import EndedBatch, TaskEnds, decode_raw, each_id, encode_specs
 from zray.ids import ID_SIZE
 from zray.task import TaskSpec
 from zray.wire import DONE_RETRY, DONE_SKIPPED
@@ -418,6 +418,14 @@ class TaskTable:
         self._gathered.clear()
         self.gathered = 0
         return made
+
+    def replay(self, shard: int, ends: TaskEnds) -> None:
+        """Note a batch of ends, with specs, of another life of this table; nothing may be gathered."""
+        rows = [row for row in ends.rows() if row.spec is not None and row.spec.id == row.id]
+        live = self.shards[shard].live_of(ends.job)
+        live.update({row.id: row.spec for row in rows if row.spec is not None})
+        names = [task for (task,) in each_id(ends.ids)]
+        self.shards[shard].end(ends.job, names, ends.statuses, ends.micros, ends.workers, ends.times)
 
     def job_ended(self, job: int, now: float) -> None:
         """Gather an end (ABANDONED) for every task of the job that is still live.
