@@ -8,6 +8,10 @@ from zray.gcs.storage import StorageBehind, StorageError
 from zray.gcs.tables import Change, Row
 
 
+class Died(BaseException):
+    """The process was killed right after a write had reached the disk."""
+
+
 class Disk:
     """Keeps rows over the life of a service; refuses when told."""
 
@@ -22,6 +26,8 @@ class Disk:
         """Which writes `error` is for."""
         self.writes = 0
         self.has_lapsed = False
+        self.dies = False
+        """The next write is the last thing that its process does."""
         self.closed = False
 
     @property
@@ -51,6 +57,9 @@ class Disk:
             self.revisions[shard] = max(change.version, self.revisions.get(shard, 0))
         del self.records[:drop]
         self.records += records
+        if self.dies:
+            self.dies = False
+            raise Died
 
     def rewrite(self, changes: Sequence[tuple[int, Change]]) -> None:
         if self.error is not None and not isinstance(self.error, StorageBehind):

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import random
+from typing import Any
+
 import pytest
 
-from tests.unit.storages import Disk
+from tests.unit.storages import Died, Disk
 from tests.unit.test_gcs_service import ROOT, Bench, job, specs
+from zray.clock import ManualClock
 from zray.gcs import messages as m
 from zray.gcs.limits import GcsLimits
+from zray.gcs.service import GcsService
 from zray.gcs.storage import StorageBehind, StorageTaken
 from zray.gcs.tables import ABANDONED, ABSENT, LIVE, JobRow, NodeRow, Table, encode_row, namespaced_key
 from zray.ids import task_id
@@ -285,3 +290,165 @@ def test_records_wait_while_storage_refuses(monkeypatch: pytest.MonkeyPatch) -> 
     flush(here)
     flush(here)
     assert len(Asked(here.disk).gcs.tasks()) == 5
+
+
+# -- at random, and with planted faults ------------------------------------------------------------------------------------
+
+
+class AnswersTooEarly(GcsService):
+    """Acknowledges before storing."""
+
+    def serve_request(self, body: bytes, answer: Any, origin: Any = None) -> None:
+        super().serve_request(body, answer, origin)
+        for held in self._held:
+            held.answer(m.encode(held.reply))
+            held.answer = lambda reply: None
+
+
+class KeepsWhatWasRefused(GcsService):
+    """Does not take back a refused round."""
+
+    def _refuse_round(self, error: OSError) -> None:
+        self._undo.clear()
+        super()._refuse_round(error)
+
+
+class ForgetsWhatWasRefused(GcsService):
+    """Takes back a refused round, but not in the storage's view of rows that it had before."""
+
+    def _refuse_round(self, error: OSError) -> None:
+        super()._refuse_round(error)
+        self._unstored.clear()
+
+
+class RepeatsRequests(GcsService):
+    """Carries out a request again when it is repeated."""
+
+    def serve_request(self, body: bytes, answer: Any, origin: Any = None) -> None:
+        super().serve_request(body, answer, None)
+
+
+def run_rounds(seed: int, kind: type[GcsService] = GcsService) -> None:
+    """Writes, refusals, crashes and repetitions at random; AssertionError when an acknowledged write is lost, a refused one is
+    there, a lock has two holders, or a row of the broker is not what it last was."""
+    draw = random.Random(seed)
+    disk = Disk()
+    truth: dict[bytes, bytes | None] = {}
+    """What is acknowledged."""
+    unknown: dict[bytes, set[bytes | None]] = {}
+    """Writes without an answer (the service died first): either may be."""
+    jobs: dict[bytes, bool] = {}
+    holders: dict[int, set[int]] = {}
+    repeated: dict[int, tuple[bytes, bytes]] = {}
+    """Requests of a node that wait for an answer: number -> (key, encoded request)."""
+    number = 0
+
+    def begin() -> GcsService:
+        return kind(None, "", shards=2, storage=disk, clock=ManualClock())
+
+    def ask(key: bytes, value: bytes | None) -> None:
+        exact = namespaced_key(b"", key)
+        request = m.Delete(Table.KV, exact) if value is None else m.Put(Table.KV, exact, value)
+        unknown.setdefault(key, {truth.get(key)}).add(value)
+
+        def answer(reply: bytes) -> None:
+            found = m.decode_reply(reply)
+            if not isinstance(found, m.Refused):
+                truth[key] = value
+                written.append(key)
+
+        gcs.serve_request(m.encode(request), answer)
+
+    def lock(origin: int, key: bytes, body: bytes) -> None:
+        def answer(reply: bytes) -> None:
+            found = m.decode_reply(reply)
+            if isinstance(found, m.Refused):
+                return
+            repeated.pop(origin, None)
+            if isinstance(found, m.Written):
+                holders.setdefault(key[-1], set()).add(origin)
+
+        gcs.serve_request(body, answer, (NODE, origin))
+
+    gcs = begin()
+    written: list[bytes] = []
+    for step in range(300):
+        chance = draw.random()
+        key = b"k%d" % draw.randrange(5)
+        if chance < 0.5:
+            ask(key, draw.choice([None, b"%d" % step, b"%d" % step]))
+        elif chance < 0.6:
+            number += 1
+            name = b"lock" + bytes([draw.randrange(60)])
+            body = m.encode(m.Put(Table.KV, namespaced_key(b"", name), b"taken", ABSENT))
+            repeated[number] = name, body
+            lock(number, name, body)
+        elif chance < 0.7:
+            row = job(draw.randrange(4), running=draw.random() < 0.5)
+            gcs.put_row(row)
+            jobs[row.id] = row.running
+        elif chance < 0.8:
+            disk.full = not disk.full
+        killed = chance >= 0.97
+        if draw.random() < 0.4:
+            disk.dies = not disk.full and draw.random() < 0.15
+            try:
+                gcs.commit()
+            except Died:
+                killed = True
+            disk.dies = False
+        elif not killed:
+            continue
+        if killed:  # what was not answered may be there or not
+            gcs = begin()
+            for seen, values in unknown.items():
+                exact = Table.KV, namespaced_key(b"", seen)
+                stored = next((rows[exact].value for rows in disk.rows.values() if exact in rows), None)
+                assert stored in values, "neither the old value nor one that was asked for"
+                truth[seen] = stored
+            unknown.clear()
+            jobs = {found.id: found.running for found in gcs.rows(JobRow)}
+            for again, (name, body) in list(repeated.items()):
+                lock(again, name, body)
+        else:
+            unknown.clear()
+            for seen, value in truth.items():
+                found = gcs._shard(Table.KV, namespaced_key(b"", seen)).get(Table.KV, namespaced_key(b"", seen))
+                assert (None if found is None else found.value) == value, "a row differs from what was acknowledged"
+                if not disk.full and not gcs._unstored:
+                    exact = Table.KV, namespaced_key(b"", seen)
+                    stored = next((rows[exact].value for rows in disk.rows.values() if exact in rows), None)
+                    assert stored == value, "the storage differs from what was acknowledged"
+            for row_id, running in jobs.items():
+                noted = gcs.row(JobRow, row_id)
+                assert noted is not None
+                assert noted.running == running, "a row of the broker was taken back"
+                if not disk.full and not gcs._unstored:
+                    stored = next(
+                        (rows[Table.JOBS, row_id].value for rows in disk.rows.values() if (Table.JOBS, row_id) in rows),
+                        b"",
+                    )
+                    assert stored == encode_row(noted), "a row of the broker was never stored"
+        gcs.validate()
+    disk.full = False
+    gcs.commit()
+    assert all(len(found) == 1 for found in holders.values()), "a lock has two holders"
+    asked = {name[-1] for name, _ in repeated.values()}
+    for place in range(60):
+        exact = namespaced_key(b"", b"lock" + bytes([place]))
+        if gcs._shard(Table.KV, exact).get(Table.KV, exact) is not None:
+            assert place in holders or place in asked, "a lock that nobody was told to have"
+    for again in repeated:
+        assert again not in {origin for found in holders.values() for origin in found}
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_whatever_storage_does_acknowledged_writes_are_there(seed: int) -> None:
+    run_rounds(seed)
+
+
+@pytest.mark.parametrize("kind", [AnswersTooEarly, KeepsWhatWasRefused, ForgetsWhatWasRefused, RepeatsRequests])
+def test_planted_faults_in_rounds_are_found(kind: type[GcsService]) -> None:
+    with pytest.raises(AssertionError):
+        for seed in range(60):
+            run_rounds(seed, kind)
