@@ -16,8 +16,10 @@ from typing import Any
 
 import pytest
 
+import zray
 from tests.helpers import wait_for
 from tests.storage_contract import SHARDS, DurableStorageContract, Open, put
+from zray.cluster_utils import Cluster
 from zray.gcs.client import GcsClient
 from zray.gcs.messages import RequestRefused
 from zray.gcs.service import GcsService
@@ -315,3 +317,28 @@ def test_a_write_whose_answer_was_lost_is_made_once(shared: Server) -> None:
     assert list(storage.load_records()) == [b"record"]
     storage.write([put(b"a", b"2", 2)])
     storage.close()
+
+
+def test_a_cluster_over_redis_is_killed_and_started_again(server: Server, tmp_path: Path) -> None:
+    settings = {"storage": server.name("cluster"), "key_file": str(tmp_path / "key"), "head_grace": 30.0}
+    with Cluster(initialize_head=True, **settings) as cluster:
+        node = cluster.add_node()
+        zray.init(address=node.address, namespace="n")
+        zray.kv.put("colour", b"green")
+        assert cluster.head_node is not None
+        cluster.head_node.kill()
+        cluster.restart_head()
+        assert zray.kv.get("colour") == b"green"
+        cluster.wait_for_nodes()
+        # A server that comes back empty gets all rows again from the head.
+        server.kill()
+        with pytest.raises(RequestRefused, match="the server does not answer"):
+            zray.kv.put("colour", b"blue")
+        assert zray.kv.get("colour") == b"green"
+        server.start()
+        wait_for(lambda: server.do("HLEN", "{cluster}:facts") > 0, what="it has all rows again")
+        zray.kv.put("colour", b"blue")
+        cluster.head_node.kill()
+        cluster.restart_head()
+        assert zray.kv.get("colour") == b"blue"
+        zray.shutdown()
