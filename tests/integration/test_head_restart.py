@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -131,12 +133,11 @@ def test_a_program_on_another_node_outlives_the_head(stored: Callable[..., Clust
     assert lineage == [0, 2, 4, 6, 8]
     tasks = {row["task_id"] for row in query("tasks")}
     assert len(tasks) == 5
-    wait_for(lambda: not query("cluster")["storage_failure"])
     Counter.options(name="kept", lifetime="detached", num_cpus=0).remote(100)  # type: ignore[call-arg]
     kept = zray.get_actor("kept")
     assert zray.get(kept.add.remote(5)) == 105
     old_place = zray.get(kept.place.remote())
-    time.sleep(0.2)  # the lineage log is written twenty times a second
+    wait_for(lambda: query("cluster")["is_stored"], what="the lineage is stored")
     zray.shutdown()
 
     zray.init(address=node.address, namespace="n")
@@ -255,3 +256,52 @@ def test_jobs_and_named_actors_of_all_nodes_are_in_the_heads_tables(stored: Call
     rows = GcsClient(lambda body: zray.api.current_session().request(lambda reply: wire.GcsRequest(body, reply)))
     wait_for(lambda: [row.running for row in rows.rows(JobRow) if row.node.hex() == node.node_id] == [False])
     wait_for(lambda: [row.state for row in rows.rows(ActorRow) if row.name == "mine"] == [ActorState.DEAD])
+
+
+# -- the command line ----------------------------------------------------------------------------------------------------------
+
+
+def zray_command(*arguments: str, check: bool = True) -> str:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "zray.cli", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode == 0) == check, f"{done.stdout}\n{done.stderr}"
+    return done.stdout + done.stderr
+
+
+def test_a_head_with_storage_by_commands(tmp_path: Path) -> None:
+    start = ["start", "--head", "--host", "127.0.0.1", "--num-cpus", "1", "--storage", f"sqlite:{tmp_path / 'gcs.db'}"]
+    for life in (1, 2):
+        told = zray_command(*start)
+        assert str(tmp_path / "gcs.db.key") in told
+        try:
+            assert "storage: sqlite\n" in zray_command("status")
+            with zray.init(address="auto"):
+                assert zray.kv.get("life") == (None if life == 1 else b"1")
+                zray.kv.put("life", b"%d" % life)
+        finally:
+            assert "has ended" in zray_command("stop")
+    assert sorted(os.listdir(tmp_path)) == ["gcs.db", "gcs.db.key"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["start", "--head", "--storage", "mysql:x"], "no storage is called 'mysql:x'"),
+        (["start", "--address", "127.0.0.1:9", "--key", "k", "--storage", "sqlite:x"], "only the head keeps tables"),
+        (["start", "--head", "--host", "127.0.0.1", "--storage", "sqlite:/dev/null/x"], "cannot open /dev/null/x"),
+        (["start", "--head", "--host", "127.0.0.1", "--storage", "sqlite:x?sync=off"], "sync='off'"),
+    ],
+)
+def test_storage_that_cannot_be(
+    arguments: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.getcwd())
+    monkeypatch.chdir(tmp_path)
+    told = zray_command(*arguments, check=False)
+    assert words in told
+    assert "Traceback" not in told

@@ -150,6 +150,14 @@ class Groups:
         self._broker.tell(e.GroupEnded(group, reason))
         self._end_waits(group, reason)
 
+    def head_replaced(self) -> None:
+        """The head has begun another life: it kept groups in its memory, so those that are known here end."""
+        reason = "the head, which kept it, was started again"
+        for number in list(self._requests):
+            self._answer(number, reason)
+        for group in {*self._broker.scheduler.node.bundles.placed, *self._waiters}:
+            self._forget(group, reason)
+
     def _end_waits(self, group: bytes, gone: str) -> None:
         performer = self._broker.performer
         for message in self._waiters.pop(group, ()):

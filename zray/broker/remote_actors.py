@@ -320,6 +320,13 @@ class RemoteActors:
             elif isinstance(reply, pm.Adopted):
                 self._exchange.lending.done_with(spec.creation.id)
                 self._taken(message, reply.bearer, reply.owner)
+            elif message.reply:
+                text = "The head, which was to own this detached actor, has died. Make it again when the head is back."
+                error: tuple[str, dict[str, object]] = (
+                    "ActorDiedError",
+                    {"actor_id": spec.creation.id.hex(), "message": text},
+                )
+                self._broker.performer.seal_reply(a.SealReply(message.reply, None, error))
 
         home = self._tasks.home_of(job.number)
         self._ask(head, lambda number: pm.AdoptActor(number, job, home, shapes, spec, lent), answer)

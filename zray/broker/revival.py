@@ -23,8 +23,10 @@ from zray.gcs.tables import (
     ActorRow,
     ActorState,
     CreationRow,
+    GroupState,
     JobRow,
     NodeRow,
+    PlacementGroupRow,
     StoredValue,
     key_of,
 )
@@ -55,6 +57,13 @@ def end_rows_of(gcs: GcsService, node: bytes, reason: str) -> None:
     for name in gcs.rows(ActorNameRow):
         if name.node == node:
             gcs.delete_row(ActorNameRow, key_of(name))
+
+
+def end_groups(gcs: GcsService) -> None:
+    """Placement groups live in the head's memory: those of its last life are gone."""
+    for group in gcs.rows(PlacementGroupRow):
+        if group.state != GroupState.REMOVED:
+            gcs.put_row(msgspec.structs.replace(group, state=GroupState.REMOVED))
 
 
 def newest_job(gcs: GcsService, bits: int) -> int:

@@ -670,13 +670,19 @@ class Broker:
             self._jobs_seen = revival.newest_job(self.records.gcs, _JOB_BITS)
             if self.cluster.last_head:
                 revival.end_rows_of(self.records.gcs, self.cluster.last_head, "the head was started again")
+                revival.end_groups(self.records.gcs)
                 self.records.gcs.abandon_tasks()
                 revival.make_again(self)
             self.records.on_alive = lambda actor: revival.keep_creation(self, actor)
             self.records.gcs.commit()
         else:
             self.records.share = self.cluster.share
-            self.cluster.on_new_head = self.records.share_all
+            self.cluster.on_new_head = self._head_replaced
+
+    def _head_replaced(self) -> None:
+        """The head has begun another life, and knows of this node what is stored."""
+        self.records.share_all()
+        self.groups.head_replaced()
 
     # -- the cluster --------------------------------------------------------------------------------------------------
 

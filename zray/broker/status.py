@@ -164,7 +164,15 @@ def cluster(broker: Broker, _: str) -> dict[str, Any]:
     """The cluster this node belongs to: its id, how the head keeps its tables, whether the head can be reached."""
     found = broker.cluster
     if found is None:
-        return {"id": "", "storage": "memory", "head": "", "is_head": True, "head_lost": "", "storage_failure": ""}
+        return {
+            "id": "",
+            "storage": "memory",
+            "head": "",
+            "is_head": True,
+            "head_lost": "",
+            "storage_failure": "",
+            "is_stored": True,
+        }
     return {
         "id": found.id.hex(),
         "storage": found.storage,
@@ -172,6 +180,7 @@ def cluster(broker: Broker, _: str) -> dict[str, Any]:
         "is_head": found.is_head,
         "head_lost": found.watch.reason if found.watch.is_lost else "",
         "storage_failure": broker.records.gcs.storage_failure,
+        "is_stored": broker.records.gcs.is_stored,
     }
 
 

@@ -61,7 +61,7 @@ HELD_ASKED: Final = 256
 """Tasks with held specs per shard that a tick asks about (more when a batch has more)."""
 
 LINEAGE_S: Final = 0.05
-"""Seconds between two records of task rows in the storage."""
+"""Seconds between two records of task rows in the storage at least; ticks decide how many more."""
 RETRY_S: Final = 0.5
 """Seconds after which rows that storage did not take are tried again, when nobody asks for a write before."""
 
@@ -587,6 +587,13 @@ class GcsService:
     def durable(self) -> bool:
         """Whether rows survive this process."""
         return self._durable
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether storage has everything, task rows too."""
+        self.settle_tasks()
+        waits = self._lineage is not None and self._lineage.waits
+        return not (waits or self._pending or self._unstored or self._behind)
 
     def abandon_tasks(self) -> None:
         """All tasks that are live have ended with the last life of this node."""
