@@ -408,6 +408,7 @@ def _place(cluster: ClusterSettings, directory: str) -> ClusterConfig:
     if not cluster.head:
         if not key_file:
             scheme, _, place = cluster.storage.partition(":")
+            place = place.partition("?")[0]
             key_file = f"{place}.key" if scheme == "sqlite" and place else os.path.join(directory, "cluster.key")
         if not os.path.exists(key_file):
             ClusterKey.new().write(key_file)

@@ -452,3 +452,20 @@ def test_planted_faults_in_rounds_are_found(kind: type[GcsService]) -> None:
     with pytest.raises(AssertionError):
         for seed in range(60):
             run_rounds(seed, kind)
+
+
+def test_what_relies_on_a_note_waits_until_it_is_stored() -> None:
+    here = Asked()
+    told: list[int] = []
+    here.gcs.when_stored(lambda: told.append(1))
+    assert told == [1], "nothing waits"
+    here.gcs.put_row(job(1))
+    here.gcs.when_stored(lambda: told.append(2))
+    assert told == [1]
+    here.gcs.commit()
+    assert told == [1, 2]
+    here.disk.full = True
+    here.gcs.put_row(job(2))
+    here.gcs.when_stored(lambda: told.append(3))
+    here.gcs.commit()
+    assert told == [1, 2, 3], "the broker goes on with what is"

@@ -399,12 +399,11 @@ class Cluster:
         others = [member.info for member in self._membership.present() if member.info.id not in (self.own, node)]
         self._learn(info, now)
         self.links.know(node, info.address)
-        self.links.send(
-            node, pm.Joined(self.id.hex(), self.info, others, index, self.place.head_grace, self.storage), now
-        )
         if row is None or not row.alive:
             self._gcs.put_row(node_row(info, index))
             self._tell_all(pm.NodeUp(info), now, but=node)
+        joined = pm.Joined(self.id.hex(), self.info, others, index, self.place.head_grace, self.storage)
+        self._gcs.when_stored(lambda: self.links.send(node, joined, time.monotonic()))
         self._decide(changes, now)
 
     def _beat(self, node: bytes, message: pm.Beat, now: float) -> None:

@@ -331,7 +331,8 @@ class Performer:
             action.actor, action.incarnation, action.worker, worker.pid, bytes.fromhex(self.broker.config.node)
         )
         address = wire.ActorAddress(action.worker, worker.process, action.incarnation)
-        self._force(ref, _encode(address), KIND_REPLY, 0)
+        # Who gets an answer of a detached actor may rely on it to come back with the head.
+        self.broker.records.gcs.when_stored(lambda: self._force(ref, _encode(address), KIND_REPLY, 0))
 
     def actor_down(self, action: a.ActorDown) -> None:
         self.broker.records.actor_down(action.actor, action.next, str(action.fields.get("cause", action.kind)))

@@ -269,7 +269,8 @@ class Broker:
         self.records.job_started(spec)
         self.tell(e.JobStarted(spec, message.process))
         reply = wire.HelloReply(number, self.node, self.config.session, dict(self.config.resources))
-        self.reply(message.reply, msgspec.msgpack.encode(reply))
+        # No number is given twice, whatever becomes of this process now.
+        self.records.gcs.when_stored(lambda: self.reply(message.reply, msgspec.msgpack.encode(reply)))
 
     def _goodbye(self, message: wire.Goodbye) -> None:
         self._end_job(message.job, "the driver has ended")

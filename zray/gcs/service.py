@@ -294,6 +294,14 @@ class GcsService:
         if not self._answers[node]:
             del self._answers[node]
 
+    def when_stored(self, call: Callable[[], None]) -> None:
+        """Call when all that was noted so far is stored (or storage has refused it, which concerns requests alone): at once when
+        nothing waits for that."""
+        if self._durable and self._pending:
+            self._held.append(_Held(None, m.Done(), False, lambda reply: call()))
+        else:
+            call()
+
     # -- storing -------------------------------------------------------------------------------------------------------
 
     def commit(self) -> None:
