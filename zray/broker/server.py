@@ -23,7 +23,7 @@ from zray.broker import actions as a
 from zray.broker import events as e
 from zray.broker import peer_messages as pm
 from zray.broker import revival, status
-from zray.broker.cluster import Cluster
+from zray.broker.cluster import JOB_BITS, Cluster
 from zray.broker.groups import Groups
 from zray.broker.membership import NEVER, NodeInfo, NodeLoad, State
 from zray.broker.object_exchange import ObjectExchange
@@ -59,8 +59,6 @@ if TYPE_CHECKING:
     from zray.task import CallShape, JobSpec
 
 _TICK_S: Final = 0.1
-_JOB_BITS: Final = 20
-"""Jobs of one node are numbered within so many bits; above them stands the node's number in its cluster."""
 _IDLE_TICK_S: Final = 0.25
 _SWEEP_S: Final = 1.0
 _EARLY_S: Final = 5.0
@@ -130,9 +128,10 @@ class Broker:
         self._oom_kills = kernel_oom_kills()
         self._next_sweep = 0.0
         grows = config.cluster_may_grow or config.cluster is not None
+        outside = config.cluster is not None and not config.cluster.host
         self.scheduler = Scheduler(
             dict(config.resources),
-            SchedulerConfig(cluster_may_grow=grows),
+            SchedulerConfig(cluster_may_grow=grows, runs_nothing=outside),
             own=self.node,
             labels=dict(config.labels),
         )
@@ -257,7 +256,7 @@ class Broker:
 
     def _hello(self, message: wire.Hello) -> None:
         self._jobs_seen += 1
-        number = self._jobs_seen + (0 if self.cluster is None else self.cluster.index << _JOB_BITS)
+        number = self._jobs_seen if self.cluster is None else self.cluster.job_number(self._jobs_seen)
         spec = msgspec.structs.replace(message.job, number=number)
         try:
             pidfd = os.pidfd_open(spec.driver_pid)
@@ -667,7 +666,7 @@ class Broker:
             return
         self.cluster.join()
         if self.cluster.is_head:
-            self._jobs_seen = revival.newest_job(self.records.gcs, _JOB_BITS)
+            self._jobs_seen = revival.newest_job(self.records.gcs, JOB_BITS)
             if self.cluster.last_head:
                 revival.end_rows_of(self.records.gcs, self.cluster.last_head, "the head was started again")
                 self.records.gcs.abandon_tasks()
@@ -713,6 +712,8 @@ class Broker:
         self.groups.job_over(message.job)
 
     def _peer_changed(self, node: bytes, info: NodeInfo, load: NodeLoad, state: State, reason: str) -> None:
+        if state != State.DEAD and info.is_client:
+            return  # no place for tasks
         if state != State.DEAD:
             silent = state == State.SILENT
             self.tell(
