@@ -26,6 +26,7 @@ EXAMPLES: list[pm.PeerMessage] = [
     pm.Beat(NodeLoad({"CPU": 1.5}, 3, 2, 1000)),
     pm.Loads({NODE: NodeLoad({})}),
     pm.NotMe(NODE),
+    pm.Seen(1 << 40),
     pm.NodeUp(INFO),
     pm.NodeChanged(Change(NODE, State.DEAD, "gone")),
     pm.Leave("enough"),
@@ -87,7 +88,7 @@ def test_every_message_survives_its_frame(message: pm.PeerMessage) -> None:
 
 def test_what_must_arrive_is_numbered() -> None:
     plain = {type(message) for message in EXAMPLES if not pm.is_numbered(message)}
-    assert plain == {pm.Join, pm.Rejoin, pm.Joined, pm.Rejected, pm.Beat, pm.Loads, pm.NotMe} | {
+    assert plain == {pm.Join, pm.Rejoin, pm.Joined, pm.Rejected, pm.Beat, pm.Loads, pm.NotMe, pm.Seen} | {
         pm.Ask,
         pm.Piece,
         pm.NotYet,
