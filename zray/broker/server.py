@@ -379,7 +379,7 @@ class Broker:
             self._tell_of_actor(actor, event)
 
     def _actor_calls(self, message: wire.SubmitActorCalls) -> None:
-        if self.remote is not None and self._is_elsewhere(message.actor):
+        if self.remote is not None and self.is_elsewhere(message.actor):
             self.remote.call_away(message.job, message.actor, message.calls)
             return
         if self.remote_actors is not None and message.actor in self.remote_actors.behind_broker:
@@ -393,7 +393,7 @@ class Broker:
         """Calls that come through the broker."""
         self._actor_event(event.actor, event)
 
-    def _is_elsewhere(self, actor: bytes) -> bool:
+    def is_elsewhere(self, actor: bytes) -> bool:
         """Whether an actor lives on another node, as far as is known here."""
         known = self.scheduler.node.actors
         if self.exchange is None or actor in known.actors or actor in known.dead:
@@ -405,7 +405,7 @@ class Broker:
 
     def kill_actor(self, actor: bytes, no_restart: bool) -> None:
         """Kill an actor, wherever it lives."""
-        if self.remote is None or not self._is_elsewhere(actor) or not self.remote.kill_away(actor, no_restart):
+        if self.remote is None or not self.is_elsewhere(actor) or not self.remote.kill_away(actor, no_restart):
             self._actor_event(actor, e.ActorKill(actor, no_restart))
 
     def _actor_event(self, actor: bytes, event: e.Event) -> None:
