@@ -207,6 +207,14 @@ class Links:
         """Whether frames for a node go to it at once, not through the head."""
         return self._hop(node) == node
 
+    def is_client(self, node: bytes) -> bool:
+        """Whether a node is known to be outside the cluster."""
+        return self._addresses.get(node) == ""
+
+    def can_dial(self, node: bytes) -> bool:
+        """Whether this node can connect to another one, for bulk say."""
+        return bool(self._addresses.get(node)) and self.is_direct(node)
+
     @property
     def not_passed(self) -> int:
         """Frames for nodes that were too slow, which the head has dropped: their senders send them again."""

@@ -228,6 +228,37 @@ class Value(PeerMessage, frozen=True):
     """Of a value that is to be asked for: the same number stands for the same bytes, wherever they are."""
 
 
+class Fetch(PeerMessage, frozen=True):
+    """Who wants a value, and cannot connect to who has it -> who has it: send it over the link (`link_values`)."""
+
+    id: bytes
+    version: int
+
+
+class Chunk(PeerMessage, frozen=True):
+    """The next piece of a value that was asked for by `Fetch`."""
+
+    id: bytes
+    version: int
+    offset: int
+    data: bytes
+
+
+class NotFetched(PeerMessage, frozen=True):
+    """Who was asked by `Fetch` -> who asked: it has not that version of that value (any more)."""
+
+    id: bytes
+    version: int
+    reason: str
+
+
+class Unfetch(PeerMessage, frozen=True):
+    """Who asked by `Fetch` -> who was asked: no more of that value is wanted."""
+
+    id: bytes
+    version: int
+
+
 class RunTasks(PeerMessage, frozen=True):
     """Where tasks were submitted -> where they shall run. All objects they name are lent to the receiver, each once."""
 
@@ -477,6 +508,7 @@ KINDS: Final[dict[int, type[PeerMessage]]] = {
     24: StoreRequest,
     25: StoreReply,
     26: Value,
+    27: Chunk,
     28: RunTasks,
     29: TasksEnded,
     30: CancelAway,
@@ -504,6 +536,9 @@ KINDS: Final[dict[int, type[PeerMessage]]] = {
     56: GroupIs,
     57: GroupGone,
     58: AskGroup,
+    90: Fetch,
+    91: NotFetched,
+    92: Unfetch,
 }
 _FIRST_NUMBERED: Final = 20
 

@@ -209,6 +209,8 @@ class Broker:
                         cluster.serve(now)
                         if self.remote is not None:
                             self.remote.flush()
+                        if exchange is not None:
+                            exchange.transfer.by_link.pump()
                     if now >= cluster.wake_at:
                         cluster.tick(now)
                 if exchange is not None and now >= exchange.transfer.wake_at:
@@ -697,6 +699,11 @@ class Broker:
         cluster.serve_also(pm.Value, exchange.received)
         cluster.serve_also(pm.Ask, exchange.transfer.asked)
         cluster.serve_also(pm.Took, exchange.transfer.took)
+        by_link = exchange.transfer.by_link
+        cluster.serve_also(pm.Fetch, by_link.asked)
+        cluster.serve_also(pm.Chunk, by_link.chunk)
+        cluster.serve_also(pm.NotFetched, by_link.not_fetched)
+        cluster.serve_also(pm.Unfetch, by_link.unwanted)
         cluster.serve_also(pm.Lost, lambda _, m: exchange.lost(m))
         cluster.serve_also(pm.GiveBack, lambda node, m: exchange.given_back(node, m.ids))
 
