@@ -23,6 +23,7 @@ import numpy  # noqa: F401 - imported before the first footprint: its BLAS start
 import pytest
 
 import zray
+from tests import reach
 from tests.helpers import RUNTIME, Footprint, Gate, Program, Tally, check_leaks, cpus_are_free, query, wait_for
 
 if TYPE_CHECKING:
@@ -151,6 +152,12 @@ def zray_session() -> Iterator[Callable[..., Any]]:
         errors = query("check")
         zray.shutdown()
         assert not errors, errors
+
+
+@pytest.fixture(params=reach.WAYS)
+def way(request: pytest.FixtureRequest) -> str:
+    """How the driver reaches the cluster (`tests/reach.py`): tests whose cluster takes it run once for each."""
+    return str(request.param)
 
 
 @pytest.fixture

@@ -135,15 +135,16 @@ def init(
     log_to_driver: bool = True,
     ignore_reinit_error: bool = False,
     preload: Sequence[str] | None = None,
+    cluster_key: str | None = None,
     **compatible: Any,
 ) -> SessionContext:
     """Start a session on this machine and connect to it, or connect to a cluster that runs.
 
     Args:
         address: "local": a new session of this process's own. "auto": the cluster that a node of this user on this machine
-            belongs to (the newest, if there are several). host:port: the cluster with that head. None: what the
-            environment variable ZRAY_ADDRESS says, else "local". What a session has (num_cpus ...) can be said of new
-            ones only.
+            belongs to (the newest, if there are several). host:port: the cluster with that head; from a machine without a
+            node of it (host:port may be a tunnel's end there), the cluster's key is needed. None: what the environment
+            variable ZRAY_ADDRESS says, else "local". What a session has (num_cpus ...) can be said of new ones only.
         num_cpus: CPUs that tasks may occupy; default: what affinity and control group leave this process.
         num_gpus: GPUs; default: those CUDA_VISIBLE_DEVICES names or the driver lists.
         memory: bytes of memory that tasks may ask for with `memory=`.
@@ -154,15 +155,18 @@ def init(
         log_to_driver: print what tasks print.
         ignore_reinit_error: do nothing when a session runs already.
         preload: modules that all workers have imported before they start (default: numpy).
+        cluster_key: a copy of the key file of the cluster's head, for connecting from outside; default: what the environment
+            variable ZRAY_CLUSTER_KEY names. Not used where a node of the cluster runs.
         compatible: settings of Ray that have no effect here (include_dashboard, logging_level, _system_config ...).
 
     Returns:
         A context with facts of the session; used in a `with` statement it shuts the session down.
 
     Raises:
-        ZrayUsageError: a session runs already; or no node of that cluster runs on this machine.
-        ValueError, TypeError: bad arguments.
-        ZraySystemError: the node cannot be started.
+        ZrayUsageError: a session runs already; or no node of that cluster runs on this machine, and there is no key.
+        ValueError, TypeError: bad arguments; the file named as key holds none, or others may read it.
+        OSError: that file cannot be read.
+        ZraySystemError: the node cannot be started, or the cluster cannot be reached or does not take the key.
     """
     global _node, _tail
     with _lock:
@@ -180,7 +184,6 @@ def init(
                 "num_gpus": num_gpus,
                 "memory": memory,
                 "resources": resources,
-                "object_store_memory": object_store_memory,
                 "labels": labels,
                 "preload": preload,
             }
@@ -197,7 +200,10 @@ def init(
         )
         started: nodes_.Node | nodes_.RunningNode | None = None
         try:
-            started = nodes_.start(settings, os.getpid()) if address == "local" else _find_node(address)
+            if address == "local":
+                started = nodes_.start(settings, os.getpid())
+            else:
+                started = _find_node(address, settings, cluster_key or os.environ.get("ZRAY_CLUSTER_KEY", ""))
             session = _connect(started, namespace, log_to_driver)
             _node = started
             submitter = Submitter(session)
@@ -257,15 +263,20 @@ def _is_address(text: str) -> bool:
     return bool(host) and port.isdigit() and 0 < int(port) < 1 << 16
 
 
-def _find_node(address: str) -> nodes_.RunningNode:
-    """Return this user's node on this machine that belongs to a cluster."""
+def _find_node(address: str, settings: nodes_.NodeSettings, key_file: str) -> nodes_.Node | nodes_.RunningNode:
+    """Return this user's node on this machine that belongs to a cluster, or one that connects this process from outside."""
     running = nodes_.running_nodes()
-    if address == "auto" and running:
-        return running[0]
+    found = running[0] if address == "auto" and running else None
     for place in ("address", "head"):
         for node in running:
-            if getattr(node.record, place) == address:
-                return node
+            if found is None and getattr(node.record, place) == address:
+                found = node
+    if found is not None:
+        if settings.object_store_memory is not None:
+            _check_joining(address, ["object_store_memory"])
+        return found
+    if address != "auto" and key_file:
+        return nodes_.start_gateway(settings, os.getpid(), address, key_file)
     if address == "auto":
         raise errors.ZrayUsageError(
             "zray.init(address='auto'): no node of a cluster runs here. Start one with `zray start --head`, or leave the address out"
@@ -273,7 +284,8 @@ def _find_node(address: str) -> nodes_.RunningNode:
     others = ", ".join(sorted({node.record.head for node in running}))
     raise errors.ZrayUsageError(
         f"zray.init(address={address!r}): no node of that cluster runs on this machine{f' (there are nodes of {others})' if others else ''}. "
-        f"Start one with `zray start --address {address} --key FILE`"
+        f"Start one with `zray start --address {address} --key FILE`, or connect from outside with a copy of the head's key file: "
+        f"zray.init(address={address!r}, cluster_key=FILE), or ZRAY_CLUSTER_KEY=FILE"
     )
 
 

@@ -152,7 +152,7 @@ class ClusterSettings(msgspec.Struct, frozen=True):
     """A new node's place in a cluster."""
 
     host: str
-    """Address to listen on, and where other nodes find it."""
+    """Address to listen on, and where other nodes find it. Empty: it is to connect this process to the cluster from outside."""
     port: int = 0
     """0: any free one."""
     head: str = ""
@@ -253,6 +253,29 @@ def open_store(directory: str, broker_pid: int, fd: int) -> int:
         except FileNotFoundError:
             continue
     raise errors.ZraySystemError(f"the object store of the node cannot be opened (broker {broker_pid})")
+
+
+def start_gateway(settings: NodeSettings, driver_pid: int, head: str, key_file: str) -> Node:
+    """Start a node that connects a driver to a cluster to which its machine does not belong: over one connection, which it makes. Nobody can
+    connect to it, nothing runs on it, and it ends with the driver.
+
+    Args:
+        settings: the size of its store, and whether output is wanted; it has nothing else.
+        driver_pid: the driver.
+        head: host:port where the cluster's head is reached from here.
+        key_file: a copy of the cluster's key.
+
+    Raises:
+        ZraySystemError: it cannot be started, or the cluster does not take it.
+        OSError, ValueError: the key file cannot be read, or holds no key.
+    """
+    from zray.peer_transport import ClusterKey
+
+    ClusterKey.read(key_file)
+    bare = NodeSettings(
+        object_store_memory=settings.object_store_memory, preload=[], log_to_driver=settings.log_to_driver
+    )
+    return start(bare, driver_pid, ClusterSettings("", head=head, key_file=key_file))
 
 
 def running_nodes() -> list[RunningNode]:
@@ -378,7 +401,12 @@ def start(settings: NodeSettings, driver_pid: int, cluster: ClusterSettings | No
         if word != "ready":
             process.wait()
             log = _read_text(os.path.join(directory, "broker.log"))
-            raise errors.ZraySystemError(f"the node could not start: {rest or log or 'it ended without a word'}")
+            failed = (
+                "the node could not start"
+                if cluster is None or cluster.host
+                else f"no way into the cluster at {cluster.head}"
+            )
+            raise errors.ZraySystemError(f"{failed}: {rest or log or 'it ended without a word'}")
         store_fd, _, address = rest.partition(" ")
         record = NodeRecord(
             directory=directory,
@@ -439,6 +467,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 def _resources(
     settings: NodeSettings, memory: int, store_capacity: int, cluster: ClusterSettings | None
 ) -> dict[str, float]:
+    if cluster is not None and not cluster.host:
+        return {}  # nothing runs there
     gpus = gpu_count() if settings.num_gpus is None else settings.num_gpus
     found = {
         "CPU": float(cpu_count() if settings.num_cpus is None else settings.num_cpus),

@@ -10,20 +10,22 @@ import pytest
 
 import zray
 from tests.helpers import query, wait_for
+from tests.reach import ReachedCluster
 from zray import exceptions
-from zray.cluster_utils import Cluster
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from zray.cluster_utils import Cluster
+
 THERE = {"wheels": 1}
-"""What the first node, where the driver is, does not have."""
+"""What the first node, where the driver is if it is not outside, does not have."""
 
 
 @pytest.fixture
-def cluster() -> Iterator[Cluster]:
-    """Three nodes; this process is connected to the first, the head; the others have wheels."""
-    with Cluster(initialize_head=True, head_node_args={"num_cpus": 1}) as found:
+def cluster(way: str) -> Iterator[Cluster]:
+    """Three nodes; this process is connected to the first, the head, or from outside; the others have wheels."""
+    with ReachedCluster(way, initialize_head=True, head_node_args={"num_cpus": 1}) as found:
         found.add_node(num_cpus=1, resources={"wheels": 10})
         found.add_node(num_cpus=1, resources={"wheels": 10})
         found.connect(namespace="here")

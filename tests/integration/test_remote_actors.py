@@ -12,20 +12,22 @@ import pytest
 
 import zray
 from tests.helpers import query, wait_for
+from tests.reach import ReachedCluster
 from zray import exceptions
-from zray.cluster_utils import Cluster
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from zray.cluster_utils import Cluster
 
 THERE = {"wheels": 1}
 """What only the second node has."""
 
 
 @pytest.fixture
-def cluster() -> Iterator[Cluster]:
-    """Two nodes with two CPUs each; this process is connected to the first, the head."""
-    with Cluster(initialize_head=True, head_node_args={"num_cpus": 2}) as found:
+def cluster(way: str) -> Iterator[Cluster]:
+    """Two nodes with two CPUs each; this process is connected to the first, the head, or from outside."""
+    with ReachedCluster(way, initialize_head=True, head_node_args={"num_cpus": 2}) as found:
         found.add_node(num_cpus=2, resources={"wheels": 10})
         found.connect()
         found.wait_for_nodes()

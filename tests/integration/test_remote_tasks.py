@@ -13,17 +13,19 @@ import pytest
 
 import zray
 from tests.helpers import Gate, Program, Tally, query, wait_for
+from tests.reach import ReachedCluster
 from zray import exceptions
-from zray.cluster_utils import Cluster
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from zray.cluster_utils import Cluster
+
 
 @pytest.fixture
-def cluster() -> Iterator[Cluster]:
-    """A head without CPUs and one node with two; this process is connected to the head."""
-    with Cluster(initialize_head=True, head_node_args={"num_cpus": 0}) as found:
+def cluster(way: str) -> Iterator[Cluster]:
+    """A head without CPUs and one node with two; this process is connected to the head, or from outside."""
+    with ReachedCluster(way, initialize_head=True, head_node_args={"num_cpus": 0}) as found:
         found.add_node(num_cpus=2, resources={"wheels": 1})
         found.connect()
         found.wait_for_nodes()

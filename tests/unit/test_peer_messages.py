@@ -26,6 +26,7 @@ EXAMPLES: list[pm.PeerMessage] = [
     pm.Beat(NodeLoad({"CPU": 1.5}, 3, 2, 1000)),
     pm.Loads({NODE: NodeLoad({})}),
     pm.NotMe(NODE),
+    pm.Seen(1 << 40),
     pm.NodeUp(INFO),
     pm.NodeChanged(Change(NODE, State.DEAD, "gone")),
     pm.Leave("enough"),
@@ -40,6 +41,10 @@ EXAMPLES: list[pm.PeerMessage] = [
     pm.NotHere(NODE, 7, "gone"),
     pm.Elsewhere(NODE, 7, NODE, "127.0.0.1:1"),
     pm.Took(NODE, 7, True),
+    pm.Fetch(NODE, 1 << 60),
+    pm.Chunk(NODE, 1 << 60, 1 << 40, b"abc"),
+    pm.NotFetched(NODE, 1 << 60, "it has it no more"),
+    pm.Unfetch(NODE, 1 << 60),
     pm.RunTasks(JOB, NODE, 7, [CallShape(NODE, 0, NODE, "f")], [TaskSpec(NODE, NODE, b"args")], [NODE]),
     pm.TasksEnded([NODE], [7], b"\0", [12], [pm.Value(NODE, 0, 0, 1, b"v", [])], NodeLoad({})),
     pm.CancelAway(NODE, True),
@@ -87,7 +92,7 @@ def test_every_message_survives_its_frame(message: pm.PeerMessage) -> None:
 
 def test_what_must_arrive_is_numbered() -> None:
     plain = {type(message) for message in EXAMPLES if not pm.is_numbered(message)}
-    assert plain == {pm.Join, pm.Rejoin, pm.Joined, pm.Rejected, pm.Beat, pm.Loads, pm.NotMe} | {
+    assert plain == {pm.Join, pm.Rejoin, pm.Joined, pm.Rejected, pm.Beat, pm.Loads, pm.NotMe, pm.Seen} | {
         pm.Ask,
         pm.Piece,
         pm.NotYet,

@@ -53,6 +53,15 @@ _BREAKS: Final = 6
 """So many connections in a row that the other side ended mean that it does not take the key."""
 _PAUSED_S: Final = 1.0
 """Seconds between two rounds of the loop that mean that this process was stopped."""
+TUNNEL_S: Final = 5.0
+"""Seconds for which a client outlives a head that it cannot reach: what refuses may be a tunnel that is being made again. (Nodes of the cluster
+connect to the head's own port, and take a refusal for what it is.)"""
+JOB_BITS: Final = 20
+"""Jobs of one node are numbered within so many bits; above them stands the node's number in its cluster."""
+_CLIENT_JOBS: Final = 3 << 29
+"""From here on to bit 31, which marks guests' jobs: room for 8 million clients; below for 1,500 nodes that ever were."""
+_CLIENT_JOB_BITS: Final = 6
+"""A client has one driver."""
 _STAND_IN: Final = b"\0" * 16
 """Names the head as long as its id is not known."""
 
@@ -96,9 +105,9 @@ class Cluster:
         self._end = end
         self.key = ClusterKey.read(place.key_file)
         self._sockets = PeerSockets(context, self.own, self.key, poller)
-        port = self._sockets.listen(place.host, place.port)
-        self.address = f"{place.host}:{port}"
-        self.links = Links(self._sockets, Prober(poller), self.own)
+        self.is_client = not place.host
+        self.address = "" if self.is_client else f"{place.host}:{self._sockets.listen(place.host, place.port)}"
+        self.links = Links(self._sockets, Prober(poller), self.own, client=self.is_client)
         self.info = NodeInfo(
             id=self.own,
             address=self.address,
@@ -113,6 +122,7 @@ class Cluster:
         )
         self.is_head = not place.head
         self.head = self.own if self.is_head else _STAND_IN
+        self.links.head = self.own if self.is_head else b""
         self._membership = Membership(self.info, place.node_timeout)
         """What the head decides by; of no use elsewhere."""
         self.neighbours = Neighbours(self.own)
@@ -149,7 +159,7 @@ class Cluster:
         """Told when the head has begun another life."""
         self._told = ToldRows()
         self.index = 0
-        """Of this node among all that ever joined; the head's is 0."""
+        """Of this node among all nodes (or all clients) that ever joined; the head's is 0."""
         self.before_sending: Callable[[], None] | None = None
         self.on_peer: Callable[[bytes, NodeInfo, NodeLoad, State, str], None] | None = None
         """Told of each change of another node: id, what it has, what is free, state, reason."""
@@ -218,15 +228,22 @@ class Cluster:
 
     def _admitted(self, message: pm.Joined) -> None:
         now = time.monotonic()
-        self.watch.joined(message.head.id, message.grace, now)
+        if self.is_client and message.node_timeout:
+            self.watch = hw.HeadWatch(message.node_timeout)
+        self.watch.joined(message.head.id, self._grace(message), now)
         self.storage = message.storage
         self.index = message.index
         self.id = bytes.fromhex(message.cluster)
         self._meet(message, now)
 
+    def _grace(self, message: pm.Joined) -> float:
+        """For how long the head may be away."""
+        return max(message.grace, TUNNEL_S) if self.is_client else message.grace
+
     def _meet(self, message: pm.Joined, now: float) -> None:
         """A head has taken this node in: talk to it under its name, and learn who else is there."""
         self.head = message.head.id
+        self.links.head = self.head
         self.links.rename(_STAND_IN, self.head, now)
         for info in (message.head, *message.members):
             self._learn(info, now)
@@ -271,7 +288,7 @@ class Cluster:
             if self.is_head:
                 self._decide(self._membership.tick(now), now)
                 self._membership.heard(self.own, self._load(), now)
-                loads = {member.info.id: member.load for member in self._membership.present()}
+                loads = {m.info.id: m.load for m in self._membership.present() if not m.info.is_client}
                 self._tell_all(pm.Loads(loads), now)
             else:
                 self._follow(self.watch.tick(now), now)
@@ -299,15 +316,12 @@ class Cluster:
                 self._lost(event.node, "its broker is gone: another node is at its address", now)
 
     def _heard(self, node: bytes, message: pm.PeerMessage, now: float) -> None:
-        if (
-            self.is_head
-            and self._membership.is_dead(node)
-            and not isinstance(message, (pm.Rejected, pm.Join, pm.Rejoin))
-        ):
+        if self.is_head and not isinstance(message, (pm.Rejected, pm.Join, pm.Rejoin)):
             # Late messages of the dead change nothing. It may not know: it was only paused.
-            reason = self._membership.members[node].reason
-            self.links.send(node, pm.Rejected(f"this node was declared dead: {reason}"), now)
-            return
+            reason = self._membership.why_not_heard(node)
+            if reason:
+                self.links.send(node, pm.Rejected(reason), now)
+                return
         if node in self.neighbours.dead:
             return
         if node == self.head:
@@ -362,14 +376,26 @@ class Cluster:
             self.links.send(node, pm.Rejected(str(refusal)), now)
             return
         row = self._gcs.row(NodeRow, node)
-        index = row.index if row is not None else self._next_index()
+        index = row.index if row is not None else self._next_index(info)
         self._take_in(info, index, row, changes, now)
 
-    def _next_index(self) -> int:
+    def _next_index(self, info: NodeInfo) -> int:
+        """Clients come and go far more often than nodes: they are counted apart, or job numbers would not last."""
         row = self._gcs.row(ClusterRow, CLUSTER_KEY)
         assert row is not None, "the head has begun its life"
-        self._gcs.put_row(msgspec.structs.replace(row, joined=row.joined + 1))
-        return row.joined + 1
+        index = (row.clients if info.is_client else row.joined) + 1
+        self._indices_reach(info, index)
+        return index
+
+    def _indices_reach(self, info: NodeInfo, index: int) -> None:
+        """No later node (or client) may get this index."""
+        row = self._gcs.row(ClusterRow, CLUSTER_KEY)
+        if row is None:
+            return
+        if info.is_client and row.clients < index:
+            self._gcs.put_row(msgspec.structs.replace(row, clients=index))
+        elif not info.is_client and row.joined < index:
+            self._gcs.put_row(msgspec.structs.replace(row, joined=index))
 
     def _rejoin(self, node: bytes, message: pm.Rejoin, now: float) -> None:
         """A node that had lost this head, or its last life, comes back."""
@@ -388,9 +414,7 @@ class Cluster:
             return
         for other in message.members:
             self._expect(other, now)
-        row = self._gcs.row(ClusterRow, CLUSTER_KEY)
-        if row is not None and row.joined < message.index:
-            self._gcs.put_row(msgspec.structs.replace(row, joined=message.index))
+        self._indices_reach(info, message.index)
         self._take_in(info, message.index, self._gcs.row(NodeRow, node), changes, now)
 
     def _take_in(self, info: NodeInfo, index: int, row: NodeRow | None, changes: list[Change], now: float) -> None:
@@ -402,9 +426,17 @@ class Cluster:
         if row is None or not row.alive:
             self._gcs.put_row(node_row(info, index))
             self._tell_all(pm.NodeUp(info), now, but=node)
-        joined = pm.Joined(self.id.hex(), self.info, others, index, self.place.head_grace, self.storage)
+        joined = pm.Joined(
+            self.id.hex(), self.info, others, index, self.place.head_grace, self.storage, self.place.node_timeout
+        )
         self._gcs.when_stored(lambda: self.links.send(node, joined, time.monotonic()))
         self._decide(changes, now)
+
+    def job_number(self, count: int) -> int:
+        """Return the cluster-wide number of a node's job: the `count`th that it has, from 1 on."""
+        if self.is_client:
+            return _CLIENT_JOBS | self.index << _CLIENT_JOB_BITS | count
+        return self.index << JOB_BITS | count
 
     def _beat(self, node: bytes, message: pm.Beat, now: float) -> None:
         if self.is_head:
@@ -469,7 +501,7 @@ class Cluster:
         """The head that was lost, or its next life, has answered."""
         if not self.watch.is_lost or node not in (_STAND_IN, message.head.id):
             return
-        actions = self.watch.joined(message.head.id, message.grace, now)
+        actions = self.watch.joined(message.head.id, self._grace(message), now)
         if isinstance(actions[0], hw.Back):
             self._follow(actions, now)
             return
@@ -510,6 +542,8 @@ class Cluster:
             if self.on_peer is not None:
                 self.on_peer(change.node, member.info, member.load, State.DEAD, change.reason)
         else:
+            if change.state == State.ALIVE and not self.links.is_direct(change.node):
+                self.links.heard_again(change.node, time.monotonic())  # nobody else tells that it can be reached again
             self._tell_of_peer(change.node)
 
     def request(self, body: bytes, answer: Callable[[bytes], None]) -> None:
@@ -543,16 +577,22 @@ class Cluster:
     # -- looking ------------------------------------------------------------------------------------------------------
 
     def present(self) -> list[Member]:
-        """All nodes that are not dead; this one first, with what is free now."""
+        """All nodes that are not dead, clients left out; this one first, with what is free now."""
         own = Member(self.info, 0.0)
         own.load = self._load()
-        return [own, *self.neighbours.members.values()]
+        return [member for member in (own, *self.neighbours.members.values()) if not member.info.is_client]
+
+    def clients(self) -> list[Member]:
+        """The clients that are not dead, as far as this node knows; not itself."""
+        return [member for member in self.neighbours.members.values() if member.info.is_client]
 
     def dead(self) -> list[tuple[NodeInfo | None, bytes, str]]:
-        """Nodes that died: what is known of each, its id, and why."""
+        """Nodes that died, clients left out: what is known of each, its id, and why."""
         known = self._membership.members
         return [
-            (known[node].info if node in known else None, node, reason) for node, reason in self.neighbours.dead.items()
+            (known[node].info if node in known else None, node, reason)
+            for node, reason in self.neighbours.dead.items()
+            if node not in self.neighbours.dead_clients
         ]
 
     def close(self, reason: str) -> None:

@@ -9,7 +9,8 @@ class ClusterConfig(msgspec.Struct, frozen=True):
     """A node's place in a cluster."""
 
     host: str
-    """Address to listen on, which is also where other nodes find it."""
+    """Address to listen on, which is also where other nodes find it. Empty: it does not listen, has no workers, and speaks to the head only (it
+    connects a driver outside the cluster)."""
     port: int
     """0: any free one."""
     head: str

@@ -132,7 +132,7 @@ class Ledger:
 
     def copy(self) -> Ledger:
         """Return a ledger of the same contents to try things out on; demands are shared."""
-        other = Ledger({})
+        other = type(self)({})
         other.id = self.id
         other.labels = self.labels
         other.total = self.total
@@ -324,3 +324,25 @@ class Ledger:
                     pool[index] += sign * share
                 if name not in self.total:
                     del self.gpu_pools[name]
+
+
+class ClosedLedger(Ledger):
+    """Of a node that runs nothing, not even what asks for nothing: it connects a driver to a cluster."""
+
+    __slots__ = ()
+
+    def lacking(self, demand: Demand) -> list[str]:
+        """All that is asked for, and a place."""
+        return [*(name for name, _ in demand.items), "a node"]
+
+    def why_never(self, demand: Demand) -> str:
+        """Say for people what is missing, as the end of a sentence about who asks."""
+        return f"asks for {demand!r}, which no node of the cluster can ever give."
+
+    def fits(self, demand: Demand) -> bool:
+        """Never."""
+        return False
+
+    def times(self, demand: Demand, limit: int) -> int:
+        """Never."""
+        return 0

@@ -1,7 +1,8 @@
 """Conversations with other brokers: who is where, messages out, messages in, ports that refuse.
 
-Covers the address book, connecting when needed, numbered frames over connections that break, and looking whether a
-process is still behind a port. Does not cover what messages mean (`cluster`), or sockets themselves (`peer_transport`).
+Covers the address book, connecting when needed, numbered frames over connections that break, passing frames on to and from
+clients (`relay` decides which way they take), and looking whether a process is still behind a port. Does not cover what
+messages mean (`cluster`), or sockets themselves (`peer_transport`).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import sys
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from zray.broker import peer_messages as pm
+from zray.broker import relay
 from zray.broker.reliable import NEVER, MalformedFrame, ReliableLink
 from zray.peer_transport import Arrived, Connected
 
@@ -114,10 +116,17 @@ class Prober:
 class Links:
     """One broker's conversations with all others."""
 
-    def __init__(self, sockets: PeerSockets, prober: Prober, own: bytes) -> None:
+    def __init__(self, sockets: PeerSockets, prober: Prober, own: bytes, *, client: bool = False) -> None:
+        """client: this node is outside the cluster, and reaches the head only."""
         self.sockets = sockets
         self._prober = prober
         self._own = own
+        self._client = client
+        self.head = b""
+        """Who passes frames to clients and from them; empty until it is known."""
+        self._passed: dict[bytes, relay.Passed] = {}
+        """The head's accounts of what it passes on to each node."""
+        self._taken = relay.Taken()
         self._links: dict[bytes, ReliableLink] = {}
         self._addresses: dict[bytes, str] = {}
         self._stuck: set[bytes] = set()
@@ -131,7 +140,7 @@ class Links:
         """Connections of this node's making that broke since one was made last."""
 
     def know(self, node: bytes, address: str) -> None:
-        """A node's host:port; empty: it connects to others."""
+        """A node's host:port; empty: it is a client."""
         self._addresses[node] = address
 
     def address_of(self, node: bytes) -> str | None:
@@ -160,6 +169,7 @@ class Links:
         self._stuck.discard(node)
         self._suspects.pop(node, None)
         self._nameless.pop(node, None)
+        self._passed.pop(node, None)
 
     # -- out ----------------------------------------------------------------------------------------------------------
 
@@ -182,9 +192,33 @@ class Links:
         self.sockets.send(stand_in, pm.envelope(pm.PLAIN, b"", pm.encode(message)))
 
     def _put(self, node: bytes, way: int, payload: bytes) -> None:
-        self._connect(node)
-        if not self.sockets.send(node, pm.envelope(way, node, payload)):
+        frame = pm.envelope(way, node, payload)
+        by = self._hop(node)
+        if by != node:
+            frame = pm.envelope(pm.RELAYED, by, pm.passage(self._own, node, 0, frame))
+        self._connect(by)
+        if not self.sockets.send(by, frame):
             self._stuck.add(node)
+
+    def _hop(self, node: bytes) -> bytes:
+        return relay.hop(node, self._addresses.get(node), self._own, self.head, client=self._client)
+
+    def is_direct(self, node: bytes) -> bool:
+        """Whether frames for a node go to it at once, not through the head."""
+        return self._hop(node) == node
+
+    def is_client(self, node: bytes) -> bool:
+        """Whether a node is known to be outside the cluster."""
+        return self._addresses.get(node) == ""
+
+    def can_dial(self, node: bytes) -> bool:
+        """Whether this node can connect to another one, for bulk say."""
+        return bool(self._addresses.get(node)) and self.is_direct(node)
+
+    @property
+    def not_passed(self) -> int:
+        """Frames for nodes that were too slow, which the head has dropped: their senders send them again."""
+        return sum(account.dropped for account in self._passed.values())
 
     def _connect(self, node: bytes) -> None:
         if not self.sockets.reaches(node):
@@ -233,6 +267,9 @@ class Links:
             if to not in (self._own[:8], pm.ANYBODY):
                 self._put(node, pm.PLAIN, pm.encode(pm.NotMe(self._own)))
                 return
+            if way == pm.RELAYED:
+                self._passing(node, pm.open_passage(payload), now, events)
+                return
             if node in self._stuck:
                 self._stuck.discard(node)
                 self._again(node, now)
@@ -254,10 +291,37 @@ class Links:
             if message.node != node:
                 events.append(Impostor(node))
             return
+        if isinstance(message, pm.Seen):
+            if node in self._passed:
+                self._passed[node].told(message.mark, now)
+            return
         events.append(Heard(node, message))
 
+    def _passing(self, node: bytes, passage: pm.Passage, now: float, events: list[LinkEvent]) -> None:
+        """A relayed frame has come: it is for this node, or (at the head) to be passed on."""
+        if passage.receiver == self._own:
+            if node != self.head or passage.sender in (self._own, node):
+                raise pm.PeerFrameError("it came relayed, but not from the head")
+            if self._taken.came(passage.mark):
+                self._put(node, pm.PLAIN, pm.encode(pm.Seen(passage.mark)))
+            self._addresses.setdefault(passage.sender, "")
+            self._arrived(Arrived(passage.sender, passage.frame), now, events)
+        elif self.head != self._own or passage.sender != node:
+            raise pm.PeerFrameError("it is to be passed on, but not by this node or not for its sender")
+        elif node in self._addresses and passage.receiver in self._addresses:  # neither of them is dead
+            account = self._passed.setdefault(passage.receiver, relay.Passed())
+            mark = account.mark(len(passage.frame), now)
+            if mark is not None:
+                self._put(passage.receiver, pm.RELAYED, pm.passage(node, passage.receiver, mark, passage.frame))
+
     def _again(self, node: bytes, now: float) -> None:
-        """A connection is new: what was under way on the last one may be lost."""
+        """A connection is new: what was under way on the last one may be lost, also to nodes beyond the head."""
+        beyond = [other for other in self._links if self._hop(other) != other] if node == self.head else []
+        for other in (node, *beyond):
+            self.heard_again(other, now)
+
+    def heard_again(self, node: bytes, now: float) -> None:
+        """A node that was silent is heard: send it at once what it has not acknowledged."""
         link = self._links.get(node)
         if link is not None:
             for frame in link.reconnected(now):

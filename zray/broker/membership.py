@@ -18,6 +18,7 @@ at once, as far as the head can be reached by whoever saw it.
 
 from __future__ import annotations
 
+import collections
 import enum
 from typing import Final
 
@@ -29,6 +30,9 @@ SILENT_S: Final = 2.0
 """Without a beat for so long a node gets nothing new."""
 DEAD_S: Final = 30.0
 """Without a beat for so long it is dead: half again as long as the longest pause that should not matter (20 s)."""
+DEAD_CLIENTS: Final = 1000
+"""Dead clients that are remembered: they come and go with every program. (One that comes back later still is a stranger, whose messages the head
+neither takes nor passes on.)"""
 NEVER: Final = float("inf")
 
 
@@ -38,7 +42,7 @@ class NodeInfo(msgspec.Struct, frozen=True, array_like=True):
     id: bytes
     """16 bytes."""
     address: str
-    """host:port of its broker; empty when nobody can connect to it (it connects to others)."""
+    """host:port of its broker; empty when nobody can connect to it: a client, see `is_client`."""
     hostname: str
     pid: int
     """Of its broker."""
@@ -51,6 +55,11 @@ class NodeInfo(msgspec.Struct, frozen=True, array_like=True):
     session: str = ""
     directory: str = ""
     """Runtime directory, for processes of the same machine."""
+
+    @property
+    def is_client(self) -> bool:
+        """Whether it only connects a driver outside the cluster to the head: no place for tasks, reached through the head."""
+        return not self.address
 
 
 class NodeLoad(msgspec.Struct, frozen=True, array_like=True):
@@ -105,7 +114,7 @@ class Member:
 class Membership:
     """The head's decisions. Methods return the changes that everybody must hear of, in order."""
 
-    __slots__ = ("_dead_after", "_head", "_silent_after", "members")
+    __slots__ = ("_dead_after", "_dead_clients", "_head", "_silent_after", "members")
 
     def __init__(self, head: NodeInfo, dead_after: float = DEAD_S) -> None:
         """The head is a member that is never silent to itself. `dead_after`: seconds of silence."""
@@ -113,6 +122,7 @@ class Membership:
         self._dead_after = dead_after
         self._silent_after = min(SILENT_S, dead_after / 2)
         self.members: dict[bytes, Member] = {head.id: Member(head, 0.0)}
+        self._dead_clients: collections.deque[bytes] = collections.deque()
 
     def join(self, info: NodeInfo, now: float) -> list[Change]:
         """Admit a node. One that is a member already (its answer was lost) is admitted again.
@@ -188,9 +198,16 @@ class Membership:
         return []
 
     def is_dead(self, node: bytes) -> bool:
-        """Whether messages of this node must change nothing."""
+        """Whether messages of this node must change nothing because it was declared dead."""
         member = self.members.get(node)
         return member is not None and member.state == State.DEAD
+
+    def why_not_heard(self, node: bytes) -> str:
+        """Why messages of this node must change nothing; empty: it is a member."""
+        member = self.members.get(node)
+        if member is None:
+            return "this node is no member of the cluster: start it again"
+        return f"this node was declared dead: {member.reason}" if member.state == State.DEAD else ""
 
     def end(self, node: bytes, reason: str) -> list[Change]:
         """It has left, or its port refuses connections, or somebody removes it."""
@@ -199,12 +216,16 @@ class Membership:
             return []
         member.state = State.DEAD
         member.reason = reason
+        if member.info.is_client:
+            self._dead_clients.append(node)
+            if len(self._dead_clients) > DEAD_CLIENTS:
+                del self.members[self._dead_clients.popleft()]
         return [Change(node, State.DEAD, reason)]
 
     def tick(self, now: float) -> list[Change]:
         """See who has fallen silent, and who for too long."""
         changes: list[Change] = []
-        for node, member in self.members.items():
+        for node, member in list(self.members.items()):
             if node == self._head.id:
                 member.heard = now
                 continue
@@ -228,14 +249,15 @@ def _minor(version: str) -> tuple[str, ...]:
 class Neighbours:
     """The other nodes, as one node knows them from the head."""
 
-    __slots__ = ("_own", "dead", "members")
+    __slots__ = ("_own", "dead", "dead_clients", "members")
 
     def __init__(self, own: bytes) -> None:
         self._own = own
         self.members: dict[bytes, Member] = {}
         """Alive or silent, the head among them."""
         self.dead: dict[bytes, str] = {}
-        """Why each died. Ids never come back, so that this only grows by nodes that ever were."""
+        """Why each died. Ids never come back, so that this only grows by nodes that ever were (of clients the newest are kept)."""
+        self.dead_clients: dict[bytes, None] = {}
 
     def learn(self, info: NodeInfo, now: float) -> bool:
         """A node is there; return whether that is news."""
@@ -251,12 +273,20 @@ class Neighbours:
             known = change.node in self.dead
             self.members.pop(change.node, None)
             self.dead.setdefault(change.node, change.reason)
+            if member is not None and member.info.is_client:
+                self._bury_client(change.node)
             return not known
         if member is None or member.state == change.state:
             return False
         member.state = change.state
         member.reason = change.reason
         return True
+
+    def _bury_client(self, node: bytes) -> None:
+        self.dead_clients[node] = None
+        if len(self.dead_clients) > DEAD_CLIENTS:
+            oldest = next(iter(self.dead_clients))
+            del self.dead_clients[oldest], self.dead[oldest]
 
     def load(self, node: bytes, load: NodeLoad, now: float) -> None:
         """What a node has free now."""

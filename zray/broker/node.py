@@ -16,7 +16,7 @@ from zray.broker.bundles import BundleTable
 from zray.broker.dependencies import Dependencies
 from zray.broker.jobs import Job, JobTable
 from zray.broker.leases import LeaseTable
-from zray.broker.ledger import CPU, GPU, ONE, Demand, Ledger
+from zray.broker.ledger import CPU, GPU, ONE, ClosedLedger, Demand, Ledger
 from zray.broker.peers import Peer
 from zray.broker.placement import Locations, NothingKnown
 from zray.broker.settings import SchedulerConfig
@@ -114,7 +114,7 @@ class Node:
         self.policy = policy
         self.rng = rng
         self.locations: Locations = NothingKnown() if locations is None else locations
-        self.ledger = Ledger(total, own, labels)
+        self.ledger = ClosedLedger(total, own, labels) if config.runs_nothing else Ledger(total, own, labels)
         self.peers: dict[bytes, Peer] = {}
         """Other nodes that live, by id."""
         self.dead: dict[bytes, str] = {}
@@ -151,6 +151,8 @@ class Node:
 
     def keep_idle(self) -> int:
         """Idle workers that are kept."""
+        if self.config.runs_nothing:
+            return 0
         return self.config.keep_idle if self.config.keep_idle >= 0 else self.cpus
 
     def wake(self, at: float) -> None:

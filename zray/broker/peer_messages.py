@@ -8,13 +8,15 @@ A frame is version byte, PLAIN or NUMBERED, the first 8 bytes of the receiver's 
     PLAIN      kind byte, msgpack array of the fields                    may be lost: said again, or soon out of date
                (a `Piece` is followed by the bytes it tells of, as the second part of one ZeroMQ message)
     NUMBERED   header of `reliable`, kind byte, msgpack array            arrives once, in order
+    RELAYED    ids of sender and receiver, mark, a whole frame           to a client or from one, passed on by the head (`relay`)
 
 A broker that is addressed by another's name (its port was that one's before) answers with `NotMe`.
 """
 
 from __future__ import annotations
 
-from typing import Final
+import struct
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -25,10 +27,12 @@ from zray.task import ActorSpec, CallShape, JobSpec, TaskSpec
 VERSION: Final = 1
 PLAIN: Final = 0
 NUMBERED: Final = 1
+RELAYED: Final = 2
 ANYBODY: Final = bytes(8)
 PIECE_BYTES: Final = 1 << 20
 """Most bytes of a value in one message: what else shares a connection's I/O thread waits no longer than it takes to encrypt so much."""
 _ENVELOPE: Final = 10
+_PASSAGE: Final = struct.Struct("<16s16sQ")
 
 
 class PeerFrameError(ValueError):
@@ -68,11 +72,13 @@ class Joined(PeerMessage, frozen=True):
     head: NodeInfo
     members: list[NodeInfo]
     index: int
-    """Of the newcomer among all nodes that ever joined: its jobs get numbers of their own from it."""
+    """Of the newcomer among all nodes (or all clients) that ever joined: its jobs get numbers of their own from it."""
     grace: float = 0.0
     """Seconds for which members outlive this head (`zray.broker.head_watch`)."""
     storage: str = ""
     """Kind of storage that its tables are in, for people."""
+    node_timeout: float = 0.0
+    """Seconds of silence after which the head takes a node for dead. A client takes the head for lost after as many; 0: not told."""
 
 
 class Rejected(PeerMessage, frozen=True):
@@ -98,6 +104,12 @@ class NotMe(PeerMessage, frozen=True):
 
     node: bytes
     """Who is here."""
+
+
+class Seen(PeerMessage, frozen=True):
+    """Receiver of relayed frames -> head: the newest mark among them."""
+
+    mark: int
 
 
 # -- bulk: plain, over connections of their own; whoever wants values asks again for what did not come (`pull`) ------------
@@ -214,6 +226,37 @@ class Value(PeerMessage, frozen=True):
     """Objects that it refers to: lent to the receiver, each once."""
     version: int = 0
     """Of a value that is to be asked for: the same number stands for the same bytes, wherever they are."""
+
+
+class Fetch(PeerMessage, frozen=True):
+    """Who wants a value, and cannot connect to who has it -> who has it: send it over the link (`link_values`)."""
+
+    id: bytes
+    version: int
+
+
+class Chunk(PeerMessage, frozen=True):
+    """The next piece of a value that was asked for by `Fetch`."""
+
+    id: bytes
+    version: int
+    offset: int
+    data: bytes
+
+
+class NotFetched(PeerMessage, frozen=True):
+    """Who was asked by `Fetch` -> who asked: it has not that version of that value (any more)."""
+
+    id: bytes
+    version: int
+    reason: str
+
+
+class Unfetch(PeerMessage, frozen=True):
+    """Who asked by `Fetch` -> who was asked: no more of that value is wanted."""
+
+    id: bytes
+    version: int
 
 
 class RunTasks(PeerMessage, frozen=True):
@@ -457,6 +500,7 @@ KINDS: Final[dict[int, type[PeerMessage]]] = {
     11: Elsewhere,
     12: Took,
     13: Rejoin,
+    18: Seen,
     20: NodeUp,
     21: NodeChanged,
     22: Leave,
@@ -464,6 +508,7 @@ KINDS: Final[dict[int, type[PeerMessage]]] = {
     24: StoreRequest,
     25: StoreReply,
     26: Value,
+    27: Chunk,
     28: RunTasks,
     29: TasksEnded,
     30: CancelAway,
@@ -491,6 +536,9 @@ KINDS: Final[dict[int, type[PeerMessage]]] = {
     56: GroupIs,
     57: GroupGone,
     58: AskGroup,
+    90: Fetch,
+    91: NotFetched,
+    92: Unfetch,
 }
 _FIRST_NUMBERED: Final = 20
 
@@ -523,12 +571,36 @@ def decode(body: bytes | memoryview) -> PeerMessage:
 
 
 def envelope(way: int, to: bytes, payload: bytes) -> bytes:
-    """Return a frame. `way`: PLAIN or NUMBERED; `to`: id of the receiver, b"" when it is not known."""
+    """Return a frame. `way`: PLAIN, NUMBERED or RELAYED; `to`: id of the receiver, b"" when it is not known."""
     return bytes((VERSION, way)) + (to[:8] or ANYBODY) + payload
 
 
 def open_envelope(frame: bytes) -> tuple[int, bytes, bytes]:
-    """Return (PLAIN or NUMBERED, first 8 bytes of the receiver's id, payload); PeerFrameError when it is no frame."""
-    if len(frame) <= _ENVELOPE or frame[0] != VERSION or frame[1] not in (PLAIN, NUMBERED):
+    """Return (PLAIN, NUMBERED or RELAYED, first 8 bytes of the receiver's id, payload); PeerFrameError when it is no frame."""
+    if len(frame) <= _ENVELOPE or frame[0] != VERSION or frame[1] not in (PLAIN, NUMBERED, RELAYED):
         raise PeerFrameError(f"not a frame of version {VERSION} between brokers: {frame[:12]!r}")
     return frame[1], frame[2:_ENVELOPE], frame[_ENVELOPE:]
+
+
+class Passage(NamedTuple):
+    """What is in a relayed frame."""
+
+    sender: bytes
+    receiver: bytes
+    mark: int
+    """Of the head's account with the receiver (`relay.Passed`); 0 on the way to the head."""
+    frame: bytes
+    """As its sender made it."""
+
+
+def passage(sender: bytes, receiver: bytes, mark: int, frame: bytes) -> bytes:
+    """Return the payload of a relayed frame."""
+    return _PASSAGE.pack(sender, receiver, mark) + frame
+
+
+def open_passage(payload: bytes) -> Passage:
+    """Read the payload of a relayed frame; PeerFrameError when it is none."""
+    if len(payload) <= _PASSAGE.size:
+        raise PeerFrameError(f"{len(payload)} bytes are no relayed frame")
+    sender, receiver, mark = _PASSAGE.unpack_from(payload)
+    return Passage(sender, receiver, mark, payload[_PASSAGE.size :])

@@ -240,7 +240,9 @@ class RemoteTasks:
         """Take in calls of another node to an actor that lives here, or further on."""
         broker = self._broker
         self.expect_calls(node, message.job.number, message.actor, message.calls, self.unwrap(node, message))
-        if not self.call_away(message.job.number, message.actor, message.calls):
+        # Who has lent a handle to this node may have sent the actor itself here since.
+        elsewhere = broker.is_elsewhere(message.actor)
+        if not elsewhere or not self.call_away(message.job.number, message.actor, message.calls):
             actor = broker.scheduler.node.actors.actors.get(message.actor)
             incarnation = 0 if actor is None else actor.incarnation
             broker.queue_calls(

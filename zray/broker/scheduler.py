@@ -221,7 +221,7 @@ class Scheduler:
         alone = not any(not job.ended for job in node.jobs.jobs.values())
         job = node.jobs.jobs[event.job.number] = Job(event.job, event.process)
         job.guest = event.guest
-        if alone and event.process:
+        if alone and event.process and not node.config.runs_nothing:
             wanted = node.config.prestart if node.config.prestart >= 0 else node.cpus
             for _ in range(wanted):
                 if not node.pool.may_start(node.max_starting(), now):

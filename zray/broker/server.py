@@ -23,7 +23,7 @@ from zray.broker import actions as a
 from zray.broker import events as e
 from zray.broker import peer_messages as pm
 from zray.broker import revival, status
-from zray.broker.cluster import Cluster
+from zray.broker.cluster import JOB_BITS, Cluster
 from zray.broker.groups import Groups
 from zray.broker.membership import NEVER, NodeInfo, NodeLoad, State
 from zray.broker.object_exchange import ObjectExchange
@@ -59,8 +59,6 @@ if TYPE_CHECKING:
     from zray.task import CallShape, JobSpec
 
 _TICK_S: Final = 0.1
-_JOB_BITS: Final = 20
-"""Jobs of one node are numbered within so many bits; above them stands the node's number in its cluster."""
 _IDLE_TICK_S: Final = 0.25
 _SWEEP_S: Final = 1.0
 _EARLY_S: Final = 5.0
@@ -130,9 +128,10 @@ class Broker:
         self._oom_kills = kernel_oom_kills()
         self._next_sweep = 0.0
         grows = config.cluster_may_grow or config.cluster is not None
+        outside = config.cluster is not None and not config.cluster.host
         self.scheduler = Scheduler(
             dict(config.resources),
-            SchedulerConfig(cluster_may_grow=grows),
+            SchedulerConfig(cluster_may_grow=grows, runs_nothing=outside),
             own=self.node,
             labels=dict(config.labels),
         )
@@ -210,6 +209,8 @@ class Broker:
                         cluster.serve(now)
                         if self.remote is not None:
                             self.remote.flush()
+                        if exchange is not None:
+                            exchange.transfer.by_link.pump()
                     if now >= cluster.wake_at:
                         cluster.tick(now)
                 if exchange is not None and now >= exchange.transfer.wake_at:
@@ -257,7 +258,7 @@ class Broker:
 
     def _hello(self, message: wire.Hello) -> None:
         self._jobs_seen += 1
-        number = self._jobs_seen + (0 if self.cluster is None else self.cluster.index << _JOB_BITS)
+        number = self._jobs_seen if self.cluster is None else self.cluster.job_number(self._jobs_seen)
         spec = msgspec.structs.replace(message.job, number=number)
         try:
             pidfd = os.pidfd_open(spec.driver_pid)
@@ -381,7 +382,7 @@ class Broker:
             self._tell_of_actor(actor, event)
 
     def _actor_calls(self, message: wire.SubmitActorCalls) -> None:
-        if self.remote is not None and self._is_elsewhere(message.actor):
+        if self.remote is not None and self.is_elsewhere(message.actor):
             self.remote.call_away(message.job, message.actor, message.calls)
             return
         if self.remote_actors is not None and message.actor in self.remote_actors.behind_broker:
@@ -395,7 +396,7 @@ class Broker:
         """Calls that come through the broker."""
         self._actor_event(event.actor, event)
 
-    def _is_elsewhere(self, actor: bytes) -> bool:
+    def is_elsewhere(self, actor: bytes) -> bool:
         """Whether an actor lives on another node, as far as is known here."""
         known = self.scheduler.node.actors
         if self.exchange is None or actor in known.actors or actor in known.dead:
@@ -407,7 +408,7 @@ class Broker:
 
     def kill_actor(self, actor: bytes, no_restart: bool) -> None:
         """Kill an actor, wherever it lives."""
-        if self.remote is None or not self._is_elsewhere(actor) or not self.remote.kill_away(actor, no_restart):
+        if self.remote is None or not self.is_elsewhere(actor) or not self.remote.kill_away(actor, no_restart):
             self._actor_event(actor, e.ActorKill(actor, no_restart))
 
     def _actor_event(self, actor: bytes, event: e.Event) -> None:
@@ -668,7 +669,7 @@ class Broker:
             return
         self.cluster.join()
         if self.cluster.is_head:
-            self._jobs_seen = revival.newest_job(self.records.gcs, _JOB_BITS)
+            self._jobs_seen = revival.newest_job(self.records.gcs, JOB_BITS)
             if self.cluster.last_head:
                 revival.end_rows_of(self.records.gcs, self.cluster.last_head, "the head was started again")
                 revival.end_groups(self.records.gcs)
@@ -705,6 +706,11 @@ class Broker:
         cluster.serve_also(pm.Value, exchange.received)
         cluster.serve_also(pm.Ask, exchange.transfer.asked)
         cluster.serve_also(pm.Took, exchange.transfer.took)
+        by_link = exchange.transfer.by_link
+        cluster.serve_also(pm.Fetch, by_link.asked)
+        cluster.serve_also(pm.Chunk, by_link.chunk)
+        cluster.serve_also(pm.NotFetched, by_link.not_fetched)
+        cluster.serve_also(pm.Unfetch, by_link.unwanted)
         cluster.serve_also(pm.Lost, lambda _, m: exchange.lost(m))
         cluster.serve_also(pm.GiveBack, lambda node, m: exchange.given_back(node, m.ids))
 
@@ -720,6 +726,8 @@ class Broker:
         self.groups.job_over(message.job)
 
     def _peer_changed(self, node: bytes, info: NodeInfo, load: NodeLoad, state: State, reason: str) -> None:
+        if state != State.DEAD and info.is_client:
+            return  # no place for tasks
         if state != State.DEAD:
             silent = state == State.SILENT
             self.tell(

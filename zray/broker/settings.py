@@ -50,6 +50,8 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):
     it."""
     cluster_may_grow: bool = False
     """Nodes may join: what no present node can ever run waits with a warning. False: it fails at once."""
+    runs_nothing: bool = False
+    """The node only connects a driver to a cluster: all tasks and actors go to other nodes."""
     keep_environment: frozenset[str] = frozenset()
     """Variables the user has set for the whole session: thread limits among them are not overridden."""
     gpu_names: tuple[str, ...] = ()

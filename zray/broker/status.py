@@ -24,8 +24,15 @@ def answer(broker: Broker, what: str, argument: str) -> bytes:
     return msgspec.msgpack.encode(value)
 
 
+def clients(broker: Broker, _: str) -> list[dict[str, Any]]:
+    """The drivers that are connected from outside the cluster, but for this one: their gateway nodes."""
+    if broker.cluster is None:
+        return []
+    return [_node(member.info, "", member.state.name, head=False) for member in broker.cluster.clients()]
+
+
 def nodes(broker: Broker, _: str) -> list[dict[str, Any]]:
-    """All nodes of the cluster, this one first, the dead ones last."""
+    """All nodes of the cluster, this one first, the dead ones last. Clients are no nodes to people: nothing runs there."""
     cluster = broker.cluster
     if cluster is None:
         own = NodeInfo(
@@ -99,6 +106,8 @@ def statistics(broker: Broker, _: str) -> dict[str, Any]:
     if broker.cluster is not None:
         found["refused_connections"] = broker.cluster.links.sockets.refused
         found["malformed_peer_frames"] = broker.cluster.links.malformed
+        found["frames_not_passed"] = broker.cluster.links.not_passed
+        found["clients"] = len(broker.cluster.clients())
     if broker.exchange is not None and broker.remote is not None:
         found["objects_lent"] = len(broker.exchange.lending.lent)
         found["objects_borrowed"] = len(broker.exchange.lending.borrowed)
@@ -201,6 +210,7 @@ def named_actors(broker: Broker, namespace: str) -> list[tuple[str, str]]:
 
 _QUERIES: dict[str, Callable[[Broker, str], Any]] = {
     "nodes": nodes,
+    "clients": clients,
     "cluster_resources": cluster_resources,
     "available_resources": available_resources,
     "statistics": statistics,

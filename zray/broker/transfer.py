@@ -1,7 +1,8 @@
 """Values between this node and others: got by `bulk`'s thread, given from the loop, straight out of and into the store.
 
 Covers the seam to who decides what travels (`object_exchange`): `version_of`, `pull`, `forget`, and two callbacks; and sending what other nodes
-ask for. Does not cover which values are wanted, announcing them, sealing, or what becomes of lost ones.
+ask for. Values from a node that this one cannot connect to, because it or this one is a client, come over the ordinary link
+(`link_values`). Does not cover which values are wanted, announcing them, sealing, or what becomes of lost ones.
 
 A piece is sent from where it lies (the store, a mapped file, or a value that is itself still coming): ZeroMQ reads it there when it encrypts, and
 a pin keeps it in place until then.
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 from zray import _store, errors
 from zray.broker import peer_messages as pm
 from zray.broker.bulk import Bulk, Got, NotGot
+from zray.broker.link_values import LinkValues
 from zray.broker.pull import NEVER, piece_size
 from zray.broker.serving import Branches, Request, Serving
 
@@ -50,6 +52,15 @@ class _Offer(NamedTuple):
     """1 for each piece that is here; None: all are."""
 
 
+class _Beyond(NamedTuple):
+    """Sources of a value that this node cannot connect to, in case the others fail."""
+
+    version: int
+    size: int
+    contained: int
+    sources: list[bytes]
+
+
 class _Token:
     """Tells when ZeroMQ lets go of a piece."""
 
@@ -62,6 +73,19 @@ class _Token:
 
     def __del__(self) -> None:
         self._left.append((self._node, self._size))
+
+
+class _Ends:
+    """Tells a `Transfer` of the values that came over links."""
+
+    def __init__(self, transfer: Transfer) -> None:
+        self._transfer = transfer
+
+    def arrived(self, object_: bytes, place: Place) -> None:
+        self._transfer._got(object_, place)
+
+    def not_arrived(self, object_: bytes, reason: str, full: bool) -> None:
+        self._transfer._not_got(object_, reason, full)
 
 
 class Transfer:
@@ -80,6 +104,8 @@ class Transfer:
         """Of values here that others were told of, or that came from others."""
         self._pulling: dict[bytes, tuple[ObjectRef, int]] = {}
         """Reference and version of what is on its way here."""
+        self._beyond: dict[bytes, _Beyond] = {}
+        self.by_link = LinkValues(links, objects, _Ends(self), self._whole)
         self._offers: dict[bytes, _Offer] = {}
         """Of values that somebody waits for."""
         self._left: collections.deque[tuple[bytes, int]] = collections.deque()
@@ -106,8 +132,22 @@ class Transfer:
             contained: how many objects it refers to.
             sources: nodes that have it; they may know of others.
         """
-        self._pulling.setdefault(ref.binary(), (ref, version))
-        self.bulk.pull(ref, version, size, contained, sources)
+        name, nodes = ref.binary(), list(sources)
+        near = [node for node in nodes if self._links.can_dial(node)]
+        beyond = [node for node in nodes if node not in near]
+        by_bulk = bool(near) if name not in self._pulling else not self.by_link.fetching(name)
+        self._pulling.setdefault(name, (ref, version))
+        if not by_bulk:
+            self.by_link.pull(ref, version, size, contained, nodes)
+            return
+        if near:
+            self.bulk.pull(ref, version, size, contained, near)
+        if beyond:
+            self._beyond[name] = _Beyond(version, size, contained, [*self._beyond_of(name, version), *beyond])
+
+    def _beyond_of(self, name: bytes, version: int) -> list[bytes]:
+        found = self._beyond.get(name)
+        return found.sources if found is not None and found.version == version else []
 
     def pulling(self, object_: bytes) -> bool:
         """Whether a value is on its way here."""
@@ -120,16 +160,24 @@ class Transfer:
     def forget(self, object_: bytes) -> None:
         """A value is not here any more, or not wanted: nothing more of it is got or given, and nobody is told."""
         if self._pulling.pop(object_, None) is not None:
-            self.bulk.forget(object_)
+            self._forget_pull(object_)
         self._versions.pop(object_, None)
         self.branches.forget(object_)
         self._not_here(object_, "it is not needed there any more")
+
+    def _forget_pull(self, object_: bytes) -> None:
+        self._beyond.pop(object_, None)
+        if self.by_link.fetching(object_):
+            self.by_link.forget(object_)
+        else:
+            self.bulk.forget(object_)
 
     def node_gone(self, node: bytes, reason: str) -> None:
         """A node is dead."""
         self.serving.node_gone(node)
         self.branches.node_gone(node)
         self.bulk.node_gone(node, reason)
+        self.by_link.node_gone(node, reason)
 
     # -- getting ---------------------------------------------------------------------------------------------------------
 
@@ -144,15 +192,27 @@ class Transfer:
             if isinstance(outcome, Got):
                 self._got(name, outcome.place)
             elif isinstance(outcome, NotGot):
-                if self._pulling.pop(name, None) is not None:
-                    self._not_here(name, outcome.reason)
-                    self._receiver.not_arrived(name, outcome.reason, outcome.full)
+                self._try_beyond(name, outcome)
             else:
                 self.serving.look_again(name)
         self.pump()
 
+    def _try_beyond(self, name: bytes, outcome: NotGot) -> None:
+        """No node that this one can connect to has a value (any more): others may."""
+        beyond, found = self._beyond.pop(name, None), self._pulling.get(name)
+        if outcome.full or beyond is None or found is None:
+            self._not_got(name, outcome.reason, outcome.full)
+        else:
+            self.by_link.pull(found[0], beyond.version, beyond.size, beyond.contained, beyond.sources)
+
+    def _not_got(self, name: bytes, reason: str, full: bool) -> None:
+        if self._pulling.pop(name, None) is not None:
+            self._not_here(name, reason)
+            self._receiver.not_arrived(name, reason, full)
+
     def _got(self, name: bytes, place: Place) -> None:
         found = self._pulling.pop(name, None)
+        self._beyond.pop(name, None)
         if found is not None:
             self._versions[name] = found[1]
             self._receiver.arrived(name, place)
@@ -169,7 +229,7 @@ class Transfer:
             self._links.send_bulk(node, pm.NotHere(name, message.version, "it has not that version of it"))
             return
         count = -(-len(offer.view) // message.piece_bytes)
-        if offer.there is None:
+        if offer.there is None and not self._links.is_client(node):  # a client can get it from here only
             # A value that is itself still coming is given to whoever was sent here: who sent them has weighed that.
             source = self.branches.source_for(name, message.version, count, node, message.avoid)
             address = self._links.address_of(source) if source != self._own else None
@@ -182,7 +242,8 @@ class Transfer:
 
     def took(self, node: bytes, message: pm.Took) -> None:
         """A node that asked for a value needs no more of it."""
-        self.branches.took(message.id, message.version, node, message.whole)
+        if not self._links.is_client(node):  # from a client nobody can get it
+            self.branches.took(message.id, message.version, node, message.whole)
         self.serving.forget(message.id, node)
 
     def pump(self) -> None:
@@ -224,6 +285,11 @@ class Transfer:
             self._offers[name] = found
         return found if found.version == version else None
 
+    def _whole(self, name: bytes, version: int) -> memoryview | None:
+        """A version of a value, if all of it is here."""
+        found = self._find(name)
+        return found.view if found is not None and found.version == version and found.there is None else None
+
     def _find(self, name: bytes) -> _Offer | None:
         half = self.bulk.half(name)
         if half is not None:
@@ -238,6 +304,7 @@ class Transfer:
 
     def _not_here(self, name: bytes, reason: str) -> None:
         self._offers.pop(name, None)
+        self.by_link.not_here(name, reason)
         for node, version in self.serving.forget(name):
             self._links.send_bulk(node, pm.NotHere(name, version, reason))
 
@@ -266,5 +333,7 @@ class Transfer:
     def close(self) -> None:
         """End all transfers."""
         self.bulk.close()
+        self._beyond.clear()
+        self.by_link.close()
         self._offers.clear()
         self._pulling.clear()

@@ -115,6 +115,8 @@ class ClusterRow(GcsRow, frozen=True, array_like=True):
     """Nodes that ever joined."""
     lives: int = 1
     """Of the head."""
+    clients: int = 0
+    """Clients that ever joined."""
 
 
 class JobRow(GcsRow, frozen=True, array_like=True):
