@@ -137,6 +137,7 @@ def start(
     except (errors.ZraySystemError, OSError, ValueError) as error:
         raise click.ClickException(str(error)) from None
     record = started.record
+    asked = _catch_signals() if block else None
     if as_json:
         told = {"node": record.node, "address": record.address, "head": record.head, "key": record.key_file}
         click.echo(json.dumps({**told, "pid": record.broker_pid}))
@@ -149,15 +150,20 @@ def start(
             )
         click.echo(f'use       zray.init(address="{record.head}")')
         click.echo(f"end       {'Ctrl-C' if block else 'zray stop'}")
-    if block:
-        _wait_for_node(started)
+    if asked is not None:
+        _wait_for_node(started, asked)
 
 
-def _wait_for_node(node: Node) -> None:
-    """Wait until the node ends, or end it when this process is asked to end. Exits with 1 when it ended by itself."""
+def _catch_signals() -> threading.Event:
+    """Return what is set when this process is asked to end. Before anybody is told that the node runs: they may ask at once."""
     asked = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: asked.set())
+    return asked
+
+
+def _wait_for_node(node: Node, asked: threading.Event) -> None:
+    """Wait until the node ends, or end it when this process is asked to end. Exits with 1 when it ended by itself."""
     # In a container this may be process 1: then orphans of the node's workers come here, and somebody has to wait for them.
     reaps = os.getpid() == 1
     while not asked.wait(0.2):

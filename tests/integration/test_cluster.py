@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -294,6 +295,50 @@ def test_a_cluster_by_commands() -> None:
     assert ended.count("has ended") == 2
     assert "no node runs here" in zray_command("stop")
     assert os.listdir(os.environ["ZRAY_RUNTIME_DIR"]) == []
+
+
+def test_a_node_with_a_key_made_before_tells_itself_in_json(tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    assert str(key) in zray_command("key", str(key))
+    assert key.stat().st_mode & 0o777 == 0o600
+    assert "is there already" in zray_command("key", str(key), check=False)
+    line = zray_command("start", "--head", "--host", "127.0.0.1", "--num-cpus", "1", "--key", str(key), "--json")
+    told = json.loads(line.splitlines()[0])
+    try:
+        assert told["address"] == told["head"]
+        assert told["key"] == str(key)
+        assert alive(told["pid"])
+        assert told["node"] == nodes_.running_nodes()[0].record.node
+    finally:
+        zray_command("stop")
+    assert key.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_a_node_that_is_waited_for_ends_with_who_waits(number: signal.Signals) -> None:
+    command = [sys.executable, "-m", "zray.cli", "start", "--head", "--host", "127.0.0.1", "--num-cpus", "1"]
+    process = subprocess.Popen([*command, "--block", "--json"], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    with process.stdout:
+        broker = json.loads(process.stdout.readline())["pid"]
+        assert process.poll() is None
+        process.send_signal(number)
+        assert process.wait(30) == (-number if number == signal.SIGKILL else 0)
+    wait_for(lambda: not alive(broker), what="the node has ended")
+    wait_for(lambda: not nodes_.running_nodes())
+    nodes_.remove_stale_sessions(os.environ["ZRAY_RUNTIME_DIR"])
+
+
+def test_who_waits_for_a_node_is_told_of_its_end() -> None:
+    command = [sys.executable, "-m", "zray.cli", "start", "--head", "--host", "127.0.0.1", "--num-cpus", "1"]
+    process = subprocess.Popen(
+        [*command, "--block", "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    os.kill(json.loads(process.stdout.readline())["pid"], signal.SIGKILL)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert "the broker had ended" in err
 
 
 @pytest.mark.parametrize(

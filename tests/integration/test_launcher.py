@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 
 from tests import ssh_hosts
-from tests.helpers import PROJECT, SLACK, alive, wait_for
+from tests.helpers import PROJECT, SLACK, alive, stop, wait_for
 from zray.launcher import bootstrap
 from zray.launcher.facts import Chatter
 
@@ -324,25 +324,47 @@ def test_files_travel_both_ways(lab: Lab, tmp_path: Path) -> None:
     assert "silence it" in lab.run("rsync-up", "--on", "beta", f"{here}/", "x", status=1).err
 
 
-@needs_hosts
-def test_attach_opens_a_shell_that_survives_the_cluster(lab: Lab) -> None:
+def on_terminal(lab: Lab, arguments: list[str], typed: bytes = b"") -> tuple[int, str]:
+    """Run a command of the launcher on a terminal; return its status and all that was shown."""
     leader, follower = pty.openpty()
-    process = lab.start("attach", stdin=follower, stdout=follower, stderr=follower, start_new_session=True)
+    process = lab.start(*arguments, stdin=follower, stdout=follower, stderr=follower, start_new_session=True)
     os.close(follower)
     told = b""
     try:
-        os.write(leader, b"echo at=$ZRAY_ADDRESS= attached=$ZRAY_ATTACHED=; exit 5\n")
+        os.write(leader, typed)
         deadline = time.monotonic() + 30 * SLACK
-        while process.poll() is None and time.monotonic() < deadline:
+        while time.monotonic() < deadline:
+            ended = process.poll() is not None
             if select.select([leader], [], [], 0.1)[0]:
-                with contextlib.suppress(OSError):
+                try:
                     told += os.read(leader, 65536)
-        assert process.wait(5) == 5, told
-        assert b"at=10.213.77.11:6480= attached=1=" in told
+                except OSError:  # nobody has the other end any more
+                    break
+            elif ended:
+                break
+        return process.wait(5), told.decode()
     finally:
         os.close(leader)
         process.kill()
         process.wait()
+
+
+@needs_hosts
+def test_attach_opens_a_shell_in_the_clusters_environment(lab: Lab) -> None:
+    status, told = on_terminal(lab, ["attach"], b"echo at=$ZRAY_ADDRESS= attached=$ZRAY_ATTACHED=; exit 5\n")
+    assert status == 5, told
+    assert "at=10.213.77.11:6480= attached=1=" in told
+
+
+@needs_hosts
+def test_a_terminal_shows_the_table(lab: Lab) -> None:
+    status, told = on_terminal(lab, ["check"])
+    assert status == 0
+    last = told[told.rindex("host ") :]
+    for host in GOOD:
+        assert host in last
+    assert "clock" in last
+    assert "in use" in last
 
 
 @needs_hosts
@@ -410,7 +432,7 @@ def test_bad_hosts_are_named_and_stop_no_other(own_lab: Callable[..., Lab]) -> N
 
 @needs_hosts
 def test_without_its_head_nothing_is_started(own_lab: Callable[..., Lab]) -> None:
-    lab = own_lab("headless", "locked", "alpha", "beta")
+    lab = own_lab("unheaded", "locked", "alpha", "beta")
     rows = lab.rows("up", status=1)
     for name in ("alpha", "beta"):
         assert "the head (locked) does not run" in rows[name]["error"]
@@ -446,6 +468,39 @@ def test_an_unknown_host_key_does_not_hang(own_lab: Callable[..., Lab]) -> None:
     error = lab.rows("check", status=1)["alpha"]["error"]
     assert "Host key verification failed" in error
     assert "accept-new" in error
+
+
+@needs_hosts
+def test_a_shell_that_hangs_costs_its_limit_and_no_more(network: SshNetwork, own_lab: Callable[..., Lab]) -> None:
+    lab = own_lab("stuck", "gamma", timeout=2)
+    profile, go = network.hosts["gamma"].home / ".bashrc", network.place / "go"
+    profile.write_text(f"while ! [ -e {go} ]; do sleep 0.05; done\n")
+    try:
+        assert "no answer within 2 s" in lab.rows("up", status=1)["gamma"]["error"]
+    finally:
+        go.touch()  # what the user's own shell does there is not the launcher's to end
+        profile.unlink()
+    lab.assert_nothing_left()
+
+
+@needs_hosts
+def test_a_lost_head_makes_a_new_cluster(own_lab: Callable[..., Lab]) -> None:
+    lab = own_lab("headless", "alpha", "beta", node_timeout=60)
+    lab.run("up")
+    keys = [(lab.directory(name) / "cluster.key").read_text() for name in ("alpha", "beta")]
+    before = lab.brokers()
+    # The worker cannot see that its head ends: it is still there, with the key of the old cluster, when the new head begins.
+    stop(before["beta"])
+    os.kill(before["alpha"], signal.SIGKILL)
+    wait_for(lambda: not alive(before["alpha"]))
+    rows = lab.rows("up")
+    assert {row["joined"] for row in rows.values()} == {"joined"}
+    assert not alive(before["beta"])
+    now = [(lab.directory(name) / "cluster.key").read_text() for name in ("alpha", "beta")]
+    assert now[0] == now[1]
+    assert keys[0] == keys[1] != now[0]
+    lab.run("down")
+    lab.assert_nothing_left()
 
 
 # -- interrupts ------------------------------------------------------------------------------------------------------------------

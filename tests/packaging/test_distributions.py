@@ -74,7 +74,10 @@ def test_the_wheel_holds_every_module_and_the_types(wheel_names: set[str]) -> No
 def test_the_wheel_holds_nothing_else(wheel_names: set[str]) -> None:
     packed = {PurePosixPath(name) for name in wheel_names}
     assert {path.parts[0] for path in packed if "dist-info" not in path.parts[0]} == {"zray"}
-    assert {path.suffix for path in packed if path.parts[0] == "zray"} <= {".py", ".pyi", ".so", ".typed"}
+    recipes = {path for path in packed if path.parts[:3] == ("zray", "launcher", "recipes")}
+    assert {path.name for path in recipes} == {"slurm.sh", "k8s.yaml"}
+    rest = {path.suffix for path in packed - recipes if path.parts[0] == "zray"}
+    assert rest <= {".py", ".pyi", ".so", ".typed"}
 
 
 def test_the_wheel_names_its_licence_and_script(wheel_names: set[str], distributions: Path) -> None:

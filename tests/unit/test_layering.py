@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import sys
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,8 @@ MACHINES = {
     *(f"broker.{name}" for name in _BROKER_MACHINES.split()),
     *(f"gcs.{name}" for name in _GCS_MACHINES.split()),
 }
+_LAUNCHER_PURE = "bootstrap config facts hostlist output plan rows templates yaml_text"
+LAUNCHER_PURE = {f"launcher.{name}" for name in _LAUNCHER_PURE.split()}
 
 
 def module_of(path: Path) -> str:
@@ -81,11 +84,11 @@ FILES = {module_of(path): path for path in ROOT.rglob("*.py")}
 
 
 def test_the_lists_here_name_files_that_exist() -> None:
-    missing = (WORDS | RECORDS | MACHINES) - set(FILES)
+    missing = (WORDS | RECORDS | MACHINES | LAUNCHER_PURE) - set(FILES)
     assert not missing, f"no such modules: {sorted(missing)}"
 
 
-@pytest.mark.parametrize("name", sorted(MACHINES))
+@pytest.mark.parametrize("name", sorted(MACHINES | LAUNCHER_PURE))
 def test_machines_touch_nothing_of_the_world(name: str) -> None:
     used = {imported for imported in imports_of(FILES[name]) if imported in WORLD or imported.split(".")[0] in WORLD}
     assert not used, f"{name} imports {sorted(used)}"
@@ -117,6 +120,30 @@ def test_the_face_imports_no_broker_machine() -> None:
     for name in ("api", "session", "worker", "submission", "remote_function", "actor", "execution"):
         used = {i for i in imports_of(FILES[name]) if i.removeprefix("zray.") in MACHINES - {"call_order"}}
         assert not used, f"{name} imports {sorted(used)}"
+
+
+@pytest.mark.parametrize("name", sorted(LAUNCHER_PURE))
+def test_what_the_launcher_decides_imports_only_what_is_as_pure(name: str) -> None:
+    used = {imported for imported in imports_of(FILES[name]) if imported.startswith("zray.")}
+    modules = {imported for imported in used if imported.removeprefix("zray.") in FILES}
+    assert modules <= {f"zray.{other}" for other in LAUNCHER_PURE}, sorted(modules)
+
+
+def test_the_program_for_hosts_is_made_of_the_standard_library() -> None:
+    for name, path in FILES.items():
+        if name.startswith("launcher.remote."):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Import):
+                    foreign = {alias.name.split(".")[0] for alias in node.names} - sys.stdlib_module_names
+                    assert not foreign, f"{name} imports {foreign}"
+                elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                    assert node.module is not None
+                    assert node.module.split(".")[0] in sys.stdlib_module_names, f"{name} imports {node.module}"
+
+
+def test_nothing_else_imports_the_launcher() -> None:
+    users = {name for name, path in FILES.items() if any(i.startswith("zray.launcher") for i in imports_of(path))}
+    assert {name for name in users if not name.startswith("launcher")} == set()
 
 
 def test_every_module_says_what_it_covers() -> None:

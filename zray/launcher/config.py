@@ -168,7 +168,7 @@ def _directory(value: Value) -> str:
 
 def _environment(value: Value) -> dict[str, str]:
     found = value.mapping_of(_text)
-    for name, line, _ in value.parts:
+    for name, line, _ in value.parts if value.kind == "mapping" else ():
         if not _matches(_VARIABLE, name):
             value.problem(f"{name!r} cannot be a variable's name", line)
         elif name in _RESERVED:
@@ -182,7 +182,7 @@ def _matches(pattern: str, text: str) -> bool:
 
 def _resources(value: Value) -> dict[str, float]:
     found = value.mapping_of(lambda part: part.number(0.0))
-    for name, line, _ in value.parts:
+    for name, line, _ in value.parts if value.kind == "mapping" else ():
         if name in ("CPU", "GPU", "memory", "object_store_memory"):
             value.problem(f"{name} has a key of its own: {_OWN_KEYS[name]}", line)
     return found
@@ -299,7 +299,7 @@ def _read_cluster(root: Value, file: str) -> ClusterFile | None:
     common = {key: found.pop(key) for key in _OF_HOSTS if key in found}
     common.setdefault("directory", f"/tmp/zray-{{uid}}-{name}")
     hosts = _hosts(hosts_value[0], common) if hosts_value else []
-    if not hosts:
+    if not hosts or not name:
         return None
     head = found.pop("head", hosts[0].name)
     if head not in {host.name for host in hosts}:
@@ -326,7 +326,8 @@ def _hosts(value: Value, common: dict[str, Any]) -> list[Host]:
                 part.problem(f"host {host.name} was named in line {lines[host.name]} already")
             lines[host.name] = line
             hosts.append(host)
-    _check_addresses(value, hosts)
+    if value.file_is_good:
+        _check_addresses(value, hosts)
     return hosts
 
 

@@ -66,6 +66,7 @@ def options(ssh: Ssh, host: Host) -> list[str]:
         "ClearAllForwardings=yes",
         "ForwardX11=no",
         "PermitLocalCommand=no",
+        "RemoteCommand=none",
     ]
     found = ["-F", ssh.config] if ssh.config else []
     for option in chosen:

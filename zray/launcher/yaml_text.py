@@ -22,7 +22,8 @@ _BINARY: Final = {"ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 _BYTES: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?", re.IGNORECASE)
 _TRUE: Final = {"true", "yes", "on"}
 _FALSE: Final = {"false", "no", "off"}
-_MAX_DEPTH: Final = 50
+_MAX_DEPTH: Final = 20
+_MAX_VALUES: Final = 50_000
 
 
 class Problem(NamedTuple):
@@ -47,7 +48,7 @@ class ConfigError(Exception):
 class Value:
     """A node of the file: a scalar (text), a list, a mapping, or nothing (null)."""
 
-    __slots__ = ("_problems", "key", "kind", "line", "parts", "plain", "text")
+    __slots__ = ("_problems", "key", "kind", "line", "parts", "text")
 
     def __init__(self, problems: list[Problem], key: str, line: int, kind: str) -> None:
         self._problems = problems
@@ -57,10 +58,13 @@ class Value:
         """scalar, list, mapping or null."""
         self.text = ""
         """Of a scalar, as written."""
-        self.plain = False
-        """A scalar without quotes."""
         self.parts: list[tuple[str, int, Value]] = []
         """Of lists and mappings: key ("" in lists), its line, value."""
+
+    @property
+    def file_is_good(self) -> bool:
+        """Whether nothing is wrong with the file so far."""
+        return not self._problems
 
     def problem(self, text: str, line: int | None = None, key: str | None = None) -> None:
         """Note a problem of this value."""
@@ -174,7 +178,7 @@ def parse(text: str, file: str, problems: list[Problem]) -> Value:
         problems: those of the values returned come here, repeated keys at once.
 
     Raises:
-        ConfigError: it is no YAML, or more than one document.
+        ConfigError: it is no YAML, more than one document, or without an end.
         ModuleNotFoundError: PyYAML is not installed.
     """
     import yaml
@@ -189,49 +193,64 @@ def parse(text: str, file: str, problems: list[Problem]) -> Value:
         raise ConfigError(file, [Problem(1, "", f"not YAML: {error}")]) from None
     if root is None:
         raise ConfigError(file, [Problem(1, "", "the file is empty")])
-    return _value(root, "", problems, 0)
+    return _Reader(file, problems).value(root, "")
 
 
-def _value(node: Any, key: str, problems: list[Problem], depth: int) -> Value:
-    line = node.start_mark.line + 1
-    if depth > _MAX_DEPTH:  # an alias inside what it stands for has no end
-        problems.append(Problem(line, key, "is nested too deeply"))
-        return Value(problems, key, line, "null")
-    if node.id == "scalar":
-        plain = node.style is None
-        value = Value(problems, key, line, "null" if plain and node.tag.endswith(":null") else "scalar")
-        value.text = node.value
-        value.plain = plain
-    elif node.id == "sequence":
-        value = Value(problems, key, line, "list")
-        for place, item in enumerate(node.value):
-            value.parts.append(("", item.start_mark.line + 1, _value(item, f"{key}[{place}]", problems, depth + 1)))
-    else:
-        value = Value(problems, key, line, "mapping")
-        _fill(value, node, problems, depth)
-    return value
+class _Reader:
+    """Turns PyYAML's nodes into values. An alias is the same node again: what it stands for is read at each place."""
 
+    def __init__(self, file: str, problems: list[Problem]) -> None:
+        self._file = file
+        self._problems = problems
+        self._around: list[Any] = []
+        """Nodes that the one being read lies in."""
+        self._count = 0
 
-def _fill(value: Value, node: Any, problems: list[Problem], depth: int) -> None:
-    """Read a mapping's entries; those of merge keys come where there are no own ones."""
-    own: dict[str, tuple[str, int, Value]] = {}
-    merged: list[Any] = []
-    for name, content in node.value:
-        line = name.start_mark.line + 1
-        if name.tag.endswith(":merge"):
-            merged += content.value if content.id == "sequence" else [content]
-            continue
-        if name.id != "scalar":
-            problems.append(Problem(line, value.key, "keys must be plain words"))
-            continue
-        path = f"{value.key}.{name.value}" if value.key else name.value
-        if name.value in own:
-            problems.append(Problem(line, path, f"stands here again; it was first in line {own[name.value][1]}"))
-        own[name.value] = (name.value, line, _value(content, path, problems, depth + 1))
-    for other in merged:
-        if other.id != "mapping":
-            problems.append(Problem(other.start_mark.line + 1, value.key, "only mappings can be merged with <<"))
-            continue
-        for part in _value(other, value.key, problems, depth + 1).parts:
-            own.setdefault(part[0], part)
-    value.parts = list(own.values())
+    def value(self, node: Any, key: str) -> Value:
+        line = node.start_mark.line + 1
+        self._count += 1
+        if self._count > _MAX_VALUES:
+            raise ConfigError(self._file, [Problem(line, key, f"more than {_MAX_VALUES} values: aliases of aliases?")])
+        if any(node is other for other in self._around) or len(self._around) > _MAX_DEPTH:
+            raise ConfigError(self._file, [Problem(line, key, "is nested in itself, or too deeply")])
+        if node.id == "scalar":
+            plain = node.style is None
+            value = Value(self._problems, key, line, "null" if plain and node.tag.endswith(":null") else "scalar")
+            value.text = node.value
+            return value
+        self._around.append(node)
+        if node.id == "sequence":
+            value = Value(self._problems, key, line, "list")
+            for place, item in enumerate(node.value):
+                value.parts.append(("", item.start_mark.line + 1, self.value(item, f"{key}[{place}]")))
+        else:
+            value = Value(self._problems, key, line, "mapping")
+            self._fill(value, node)
+        self._around.pop()
+        return value
+
+    def _fill(self, value: Value, node: Any) -> None:
+        """Read a mapping's entries; those of merge keys come where there are no own ones."""
+        own: dict[str, tuple[str, int, Value]] = {}
+        merged: list[Any] = []
+        for name, content in node.value:
+            line = name.start_mark.line + 1
+            if name.tag.endswith(":merge"):
+                merged += content.value if content.id == "sequence" else [content]
+                continue
+            if name.id != "scalar":
+                self._problems.append(Problem(line, value.key, "keys must be plain words"))
+                continue
+            path = f"{value.key}.{name.value}" if value.key else name.value
+            if name.value in own:
+                first = own[name.value][1]
+                self._problems.append(Problem(line, path, f"stands here again; it was first in line {first}"))
+            own[name.value] = (name.value, line, self.value(content, path))
+        for other in merged:
+            if other.id != "mapping":
+                line = other.start_mark.line + 1
+                self._problems.append(Problem(line, value.key, "only mappings can be merged with <<"))
+                continue
+            for part in self.value(other, value.key).parts:
+                own.setdefault(part[0], part)
+        value.parts = list(own.values())

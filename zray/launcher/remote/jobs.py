@@ -65,8 +65,8 @@ def run(channel: Channel, place: Place, head: str, command: list[str]) -> int:
     return watched.run(channel, command, place.environment(head), None, on_output=tell)[0]
 
 
-def submit(place: Place, head: str, job: dict[str, Any], files: bytes) -> None:
-    """Start a program that goes on by itself.
+def submit(place: Place, head: str, job: dict[str, Any], files: bytes) -> int:
+    """Start a program that goes on by itself; return its supervisor's process id.
 
     Args:
         place: where.
@@ -97,6 +97,8 @@ def submit(place: Place, head: str, job: dict[str, Any], files: bytes) -> None:
     finally:
         os.close(fd)
     place.write(os.path.join(directory, "pid"), f"{process.pid} {_start_time(process.pid)}")
+    process.returncode = 0  # it outlives this program, which must not be warned of that
+    return process.pid
 
 
 def _start_time(pid: int) -> str:

@@ -125,6 +125,7 @@ def end(place: Place) -> dict[str, Any]:
             for pid in left:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, number)
+                    os.kill(pid, signal.SIGCONT)
             killed += len(left) if number == signal.SIGKILL else 0
             _wait_gone(place, patience if left else 0.0)
     left = place.processes()
@@ -142,6 +143,7 @@ def _end_broker(pid: int) -> int:
     try:
         for number in (signal.SIGTERM, signal.SIGKILL):
             signal.pidfd_send_signal(handle, number)
+            signal.pidfd_send_signal(handle, signal.SIGCONT)  # one that is stopped hears nothing else
             if select.select([handle], [], [], _TERM_S)[0]:
                 return int(number == signal.SIGKILL)
     except ProcessLookupError:
