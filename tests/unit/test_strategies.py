@@ -231,10 +231,7 @@ class Atlas:
         return int(self.known.get(object_id, (0, ()))[0] * (1 << 20))
 
     def holders(self, object_id: bytes) -> Collection[bytes]:
-        return [peer_id(number) for number in self.known[object_id][1]]
-
-    def bandwidth(self) -> float:
-        return float(100 << 20)
+        return [peer_id(number) for number in self.known.get(object_id, (0, ()))[1]]
 
 
 def with_input(bench: Bench, name: str) -> None:
@@ -244,6 +241,7 @@ def with_input(bench: Bench, name: str) -> None:
 
 def atlas_bench(**known: tuple[float, Collection[int]]) -> Bench:
     bench = Bench(GROWING, locations=Atlas(**known))
+    bench.machine.node.bandwidth = 100 << 20
     bench.start_all()
     bench.define(F)
     for number in (1, 2, 3):

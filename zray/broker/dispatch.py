@@ -192,7 +192,7 @@ class Dispatcher:
                 place.full_since = -1.0
             elif place.full_since < 0:
                 place.full_since = now
-        found = inputs_of(spec.deps, node.nodes, node.locations, now)
+        found = inputs_of(spec.deps, node.nodes, node.locations, node.bandwidth, now)
         if found is not None:
             node.wake(now + _LOOK_AGAIN)
         return found

@@ -18,7 +18,7 @@ from zray.broker.jobs import Job, JobTable
 from zray.broker.leases import LeaseTable
 from zray.broker.ledger import CPU, GPU, ONE, ClosedLedger, Demand, Ledger
 from zray.broker.peers import Peer
-from zray.broker.placement import Locations, NothingKnown
+from zray.broker.placement import BANDWIDTH, Locations, NothingKnown
 from zray.broker.settings import SchedulerConfig
 from zray.broker.task_table import ShapeState, TaskTable
 from zray.broker.worker_pool import (
@@ -76,6 +76,7 @@ class Node:
 
     __slots__ = (
         "actors",
+        "bandwidth",
         "bundles",
         "by_process",
         "config",
@@ -114,6 +115,8 @@ class Node:
         self.policy = policy
         self.rng = rng
         self.locations: Locations = NothingKnown() if locations is None else locations
+        self.bandwidth: float = BANDWIDTH
+        """Bytes a second at which values move between nodes, on average."""
         self.ledger = ClosedLedger(total, own, labels) if config.runs_nothing else Ledger(total, own, labels)
         self.peers: dict[bytes, Peer] = {}
         """Other nodes that live, by id."""

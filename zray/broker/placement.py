@@ -24,6 +24,8 @@ WAIT: Final = -1
 """Answer of `Policy.place`: some node could run it, none can now."""
 NEVER: Final = -2
 """Answer of `Policy.place`: no node in view is large enough."""
+BANDWIDTH: Final = 200e6
+"""Bytes a second between nodes, as long as nothing better is known."""
 SMALL_BYTES: Final = 256 << 10
 """Inputs that are smaller than this together do not matter: they travel in one message."""
 _AWAY_S: Final = 0.0005
@@ -31,7 +33,8 @@ _AWAY_S: Final = 0.0005
 
 
 class Locations(Protocol):
-    """What is known of where values are: told by whoever keeps the books of objects."""
+    """What is known of where values are: told by whoever keeps the books of objects (at least of those that other nodes
+    have; what only this node has need not be known)."""
 
     def size(self, object_id: bytes) -> int:
         """Return the bytes of a value; 0 when nothing is known of it."""
@@ -39,10 +42,6 @@ class Locations(Protocol):
 
     def holders(self, object_id: bytes) -> Collection[bytes]:
         """Return the ids of nodes that have a copy, this one among them."""
-        ...
-
-    def bandwidth(self) -> float:
-        """Return the bytes a second at which values move between nodes, on average."""
         ...
 
 
@@ -59,10 +58,6 @@ class NothingKnown:
         """Not known."""
         return ()
 
-    def bandwidth(self) -> float:
-        """A guess."""
-        return 200e6
-
 
 class Inputs(NamedTuple):
     """Of a task whose inputs are large, for each node in view."""
@@ -73,13 +68,22 @@ class Inputs(NamedTuple):
     """Seconds until something may be started there, if nothing more fits now."""
 
 
-def inputs_of(deps: Sequence[bytes], nodes: Sequence[Ledger], locations: Locations, now: float) -> Inputs | None:
-    """Return what the policy should know of a task's inputs; None when they are small, or nothing is known of them."""
+def inputs_of(
+    deps: Sequence[bytes], nodes: Sequence[Ledger], locations: Locations, speed: float, now: float
+) -> Inputs | None:
+    """Return what the policy should know of a task's inputs; None when they are small, or nothing is known of them.
+
+    Args:
+        deps: its inputs.
+        nodes: those in view.
+        locations: where values are.
+        speed: bytes a second at which values move between nodes, on average.
+        now: monotonic seconds.
+    """
     known = [(size, locations.holders(dep)) for dep in deps if (size := locations.size(dep))]
     total = sum(size for size, _ in known)
     if total < SMALL_BYTES:
         return None
-    speed = locations.bandwidth()
     fetch = tuple((total - sum(size for size, at in known if node.id in at)) / speed for node in nodes)
     return Inputs(fetch, tuple(expected_wait(node, now) for node in nodes))
 
