@@ -63,6 +63,7 @@ STATE_FREE, STATE_OPEN, STATE_PENDING, STATE_CLAIMED = ZS_FREE, ZS_OPEN, ZS_PEND
 STATE_SEALED, STATE_SPILLED, STATE_ZOMBIE = ZS_SEALED, ZS_SPILLED, ZS_ZOMBIE
 KIND_ERROR_FLAG = ZS_KIND_ERROR
 FLAG_NOTIFY, FLAG_FILE, FLAG_SYSTEM_ERROR = ZS_FLAG_NOTIFY, ZS_FLAG_FILE, ZS_FLAG_SYSTEM_ERROR
+MARK_REMOTE, MARK_ELSEWHERE, MARK_WANTED = ZS_MARK_REMOTE, ZS_MARK_ELSEWHERE, ZS_MARK_WANTED
 PROC_BROKER, PROC_DRIVER, PROC_WORKER, PROC_FORK = ZS_PROC_BROKER, ZS_PROC_DRIVER, ZS_PROC_WORKER, ZS_PROC_FORK
 INLINE_MAX = ZS_INLINE_MAX
 
@@ -876,6 +877,38 @@ cdef class Store:
         memcpy(data, PyBytes_AS_STRING(stream), size)
         return zs_seal_result(&self.s, ref.slot, attempt, <uint8_t>kind, <uint8_t>flags, NULL, 0) >= 0
 
+    def elsewhere(self, ObjectRef ref, bint made):
+        """Broker: a pending object is made on another node, or (made) kept there. Return whether somebody here waits for the value; None when the
+        object is not pending."""
+        cdef int wanted = 0
+        if zs_elsewhere(&self.s, slot_in(self, ref), made, &wanted) != ZS_OK:
+            return None
+        return wanted != 0
+
+    def want(self, list refs):
+        """Mark those of the references that are not done as wanted on this node; return the ids of those whose values are on other nodes and were
+        not wanted before: the broker must be told."""
+        cdef Py_ssize_t i, n = PyList_GET_SIZE(refs)
+        cdef size_t count
+        cdef uint32_t *slots
+        cdef uint32_t *found
+        if n == 0:
+            return []
+        slots = slots_of(self, refs, n)
+        found = <uint32_t *>PyMem_Malloc(n * sizeof(uint32_t))
+        try:
+            if found == NULL:
+                raise MemoryError()
+            count = zs_want(&self.s, slots, n, found)
+            return [(<ObjectRef>PyList_GET_ITEM(refs, found[i])).binary() for i in range(<Py_ssize_t>count)]
+        finally:
+            PyMem_Free(slots)
+            PyMem_Free(found)
+
+    def marks(self, ObjectRef ref):
+        """Return the MARK_ bits of an object."""
+        return zs_marks(&self.s, slot_in(self, ref))
+
     def seal_copy(self, ObjectRef ref, data, int kind, int flags, list refs):
         """Seal a pending object with packed bytes that another node has made, whoever has claimed it; `refs`: what they refer to.
         False when it was sealed already. Raises StoreFull."""
@@ -1058,10 +1091,10 @@ cdef class Store:
                 return end
         return -1
 
-    def wait(self, list refs, Py_ssize_t want, double timeout, bint stop_on_ring=False):
+    def wait(self, list refs, Py_ssize_t want, double timeout, bint stop_on_ring=False, bint anywhere=False):
         """Sleep until `want` of the references are done; return how many are. timeout in seconds, negative: none.
 
-        Returns early (with fewer) when the time is over or, with stop_on_ring, when this process's bell rings. Signal handlers run; raises
+        With `anywhere`, objects whose values exist on other nodes only count as done. Returns early (with fewer) when the time is over or, with stop_on_ring, when this process's bell rings. Signal handlers run; raises
         ZraySystemError when the broker is gone.
         """
         cdef Py_ssize_t n = PyList_GET_SIZE(refs)
@@ -1069,6 +1102,7 @@ cdef class Store:
         cdef int code
         cdef int64_t left = -1 if timeout < 0 else <int64_t>(timeout * 1e9)
         cdef int64_t piece
+        cdef int mode = (ZS_WAIT_STOP_ON_RING if stop_on_ring else 0) | (ZS_WAIT_ANYWHERE if anywhere else 0)
         cdef uint32_t one
         cdef uint32_t *slots
         if n == 1:
@@ -1080,7 +1114,7 @@ cdef class Store:
             while True:
                 piece = SLICE_NS if left < 0 or left > SLICE_NS else left
                 with nogil:
-                    code = zs_wait(&self.s, slots, n, want, piece, stop_on_ring, &done)
+                    code = zs_wait(&self.s, slots, n, want, piece, mode, &done)
                 if _hooks.exiting and not stop_on_ring:
                     keep_silent()
                 if code == ZS_OK:
@@ -1105,17 +1139,20 @@ cdef class Store:
         cdef size_t done = 0
         cdef int64_t left = <int64_t>(timeout * 1e9)
         with nogil:
-            zs_wait(&self.s, NULL, 0, 1, left, 1, &done)
+            zs_wait(&self.s, NULL, 0, 1, left, ZS_WAIT_STOP_ON_RING, &done)
         PyErr_CheckSignals()
 
-    def split(self, list refs, Py_ssize_t want):
-        """Return (ready, not_ready) with at most `want` ready, both in the order of `refs`. Does not wait."""
+    def split(self, list refs, Py_ssize_t want, bint anywhere=False):
+        """Return (ready, not_ready) with at most `want` ready, both in the order of `refs`; with `anywhere`, values on other nodes are ready, too.
+        Does not wait."""
         cdef Py_ssize_t i, n = PyList_GET_SIZE(refs), found = 0
         cdef list ready = [], pending
         cdef uint32_t state
         for i in range(n):
             state = zs_state_of(&self.s, slot_in(self, <ObjectRef>PyList_GET_ITEM(refs, i)))
-            if state == ZS_SEALED or state == ZS_SPILLED:
+            if state == ZS_SEALED or state == ZS_SPILLED or (
+                anywhere and zs_marks(&self.s, (<ObjectRef>PyList_GET_ITEM(refs, i)).slot) & ZS_MARK_ELSEWHERE
+            ):
                 if found == 0:
                     pending = refs[:i]
                 ready.append(<object>PyList_GET_ITEM(refs, i))

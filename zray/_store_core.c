@@ -94,6 +94,9 @@ static void os_advise(void *data, uint64_t size);
 #define DYING 0x80u                  /* being freed, out of its hash chain already (derived) */
 #define PUBLIC_FLAGS 0x0fu
 
+/* internal mark */
+#define FILED 0x08u                  /* a ZOMBIE whose value lay on disk: laid out as SPILLED */
+
 typedef struct {
     uint64_t magic;
     uint32_t version, entry_limit, hold_limit, bucket_limit;
@@ -465,11 +468,19 @@ static inline uint64_t open_bytes(const zs_entry *e) { return e->open_size & OPE
 static inline uint32_t open_slots(const zs_entry *e) { return (uint32_t)(e->open_size >> OPEN_SIZE_BITS); }
 static inline uint64_t value_extent(uint64_t size, uint32_t slots) { return slots ? round4(size) + 4ull * slots : size; }
 
+/* What a zombie was, as far as its layout goes. */
+static inline uint32_t layout_of(const zs_entry *e) {
+    if (e->state != ZS_ZOMBIE) return e->state;
+    return e->marks & FILED ? ZS_SPILLED : ZS_SEALED;
+}
+
+/* What a zombie is again when it is found by its id. */
+static inline uint32_t former_state(const zs_entry *e) { return e->marks & ZS_MARK_REMOTE ? (uint32_t)ZS_PENDING : layout_of(e); }
+
 /* Bytes of the extent that starts at e->block. */
 static uint64_t extent_of(const zs_entry *e) {
-    switch (e->state) {
-    case ZS_SEALED:
-    case ZS_ZOMBIE: return value_extent(e->size, e->contained);
+    switch (layout_of(e)) {
+    case ZS_SEALED: return value_extent(e->size, e->contained);
     case ZS_SPILLED: return (round4(e->size) & (ZS_GRANULE - 1)) + 4ull * e->contained;
     case ZS_PENDING:
     case ZS_CLAIMED: return 4ull * e->contained + e->size;
@@ -486,8 +497,9 @@ static inline uint64_t open_extent(const zs_entry *e) {
 /* The entry's list of slots. */
 static uint32_t *list_of(const zs_store *s, zs_entry *e) {
     uint8_t *at = e->block ? data_at(s, e->block) : e->inline_data;
-    if (e->state == ZS_SEALED || e->state == ZS_ZOMBIE) at += round4(e->size);
-    else if (e->state == ZS_SPILLED) at += round4(e->size) & (ZS_GRANULE - 1);
+    uint32_t layout = layout_of(e);
+    if (layout == ZS_SEALED) at += round4(e->size);
+    else if (layout == ZS_SPILLED) at += round4(e->size) & (ZS_GRANULE - 1);
     return (uint32_t *)at;
 }
 
@@ -577,7 +589,7 @@ static int is_pinned(const zs_store *s, const zs_entry *e) {
 static void list_used(zs_store *s, uint32_t slot) {
     head *h = head_of(s);
     zs_entry *e = entry_at(s, slot);
-    if (e->state != ZS_SEALED || !e->block || e->flags & (LISTED | DOOMED | ZS_FLAG_NOTIFY) || is_pinned(s, e)) return;
+    if (e->state != ZS_SEALED || !e->block || e->flags & (LISTED | DOOMED) || is_pinned(s, e)) return;
     e->older = h->newest;
     e->newer = 0;
     if (h->newest) entry_at(s, h->newest)->newer = slot;
@@ -783,9 +795,11 @@ static void drop_first_hold(zs_store *s, zs_entry *e, uint32_t i) {
 static void unreferenced(zs_store *s, uint32_t slot) {
     head *h = head_of(s);
     zs_entry *e = entry_at(s, slot);
-    if (e->holds || e->held_by_objects || !is_done(e->state) || e->open_block || e->flags & DOOMED) return;
+    int may_go = is_done(e->state) || (e->state == ZS_PENDING && e->marks & ZS_MARK_REMOTE);
+    if (e->holds || e->held_by_objects || !may_go || e->open_block || e->flags & DOOMED) return;
     unlist_used(s, slot);
     if (e->flags & ZS_FLAG_NOTIFY) {
+        if (e->state == ZS_SPILLED) e->marks |= FILED;
         set_state(h, e, ZS_ZOMBIE);
         list_zombie(s, slot);
         return;
@@ -1102,7 +1116,9 @@ static void repair(zs_store *s) {
     for (uint32_t i = 1; i < h->entry_bump; i++) {
         zs_entry *e = entry_at(s, i);
         /* cut short while it was found again, or taken out */
-        if (e->state == ZS_ZOMBIE && (e->holds || e->held_by_objects || !(e->flags & ZS_FLAG_NOTIFY))) set_state(h, e, ZS_SEALED);
+        if (e->state == ZS_ZOMBIE && !(e->flags & ZS_FLAG_NOTIFY)) set_state(h, e, layout_of(e));
+        if (e->state == ZS_ZOMBIE && (e->holds || e->held_by_objects)) set_state(h, e, former_state(e));
+        if (e->state != ZS_ZOMBIE) e->marks &= (uint8_t)~FILED;
         if (e->state == ZS_ZOMBIE) list_zombie(s, i);
         list_used(s, i);
         unreferenced(s, i);
@@ -1556,7 +1572,8 @@ static int refer_found(zs_store *s, uint32_t slot) {
     if (!(FAULT(18) && e->holds)) refer(s, e, slot);
     if (e->state == ZS_ZOMBIE) {
         unlist_zombie(s, slot);
-        set_state(head_of(s), e, ZS_SEALED);
+        set_state(head_of(s), e, former_state(e));
+        e->marks &= (uint8_t)~FILED;
         list_used(s, slot);
     }
     return ZS_OK;
@@ -1792,7 +1809,7 @@ static inline void begin_seal(zs_store *s, zs_entry *e, uint32_t slot, sealing *
 
 static inline void set_inline(zs_entry *e, const void *data, uint32_t size) {
     if (size) memcpy(e->inline_data, data, size);
-    e->size = e->inline_size = (uint16_t)size;
+    e->size = e->inline_size = (uint8_t)size;
     e->block = 0;
     e->contained = 0;
 }
@@ -1800,6 +1817,7 @@ static inline void set_inline(zs_entry *e, const void *data, uint32_t size) {
 static inline void set_kind(zs_entry *e, uint8_t kind, uint8_t flags) {
     e->kind = kind;
     e->flags = (uint8_t)((flags & PUBLIC_FLAGS & ~ZS_FLAG_BROKER_WATCH) | (e->flags & ZS_FLAG_NOTIFY));
+    e->marks = 0;
     e->writer = 0;
     e->open_block = 0;
     e->older = e->newer = 0;
@@ -1844,7 +1862,7 @@ static int seal_open(zs_store *s, zs_entry *e, uint32_t slot, uint8_t kind, uint
     begin_seal(s, e, slot, &w);
     e->block = keep ? block : 0;
     e->size = size;
-    e->inline_size = e->block ? 0 : (uint16_t)size;
+    e->inline_size = e->block ? 0 : (uint8_t)size;
     e->contained = n;
     set_kind(e, kind, flags);
     hold_slots(s, contained, n);
@@ -1939,6 +1957,9 @@ static inline int claimable(const zs_entry *e, uint32_t attempt) {
     return (e->state == ZS_PENDING || (FAULT(10) && e->state == ZS_CLAIMED)) && e->attempt == attempt;
 }
 
+/* Is the value there, or on another node? */
+static inline int is_settled(const zs_entry *e) { return is_done(e->state) || (e->state == ZS_PENDING && e->marks & ZS_MARK_ELSEWHERE); }
+
 static inline void claim(zs_store *s, zs_entry *e) {
     e->writer = s->self;
     set_state(head_of(s), e, ZS_CLAIMED);
@@ -1950,17 +1971,20 @@ int zs_claim(zs_store *s, const uint8_t *id, uint32_t attempt, uint32_t *slot) {
 }
 
 int zs_claim_many(zs_store *s, const uint8_t *ids, uint32_t n, uint32_t attempt, uint32_t *slots) {
-    int rc = ZS_OK;
+    int rc = ZS_OK, any = 0;
     if (!s->self) return ZS_BAD_STATE;
     lock(s);
     for (uint32_t i = 0; i < n && rc == ZS_OK; i++) {
         slots[i] = find(s, ids + (size_t)ZS_ID_SIZE * i);
         if (!slots[i]) rc = ZS_NOT_FOUND;
-        else if (!claimable(entry_at(s, slots[i]), attempt)) rc = ZS_STALE;
+        else if (claimable(entry_at(s, slots[i]), attempt)) any = 1;
+        else if (!is_settled(entry_at(s, slots[i]))) rc = ZS_STALE;
     }
+    if (rc == ZS_OK && !any) rc = ZS_STALE;
     for (uint32_t i = 0; i < n && rc == ZS_OK; i++) {
-        if (i && entry_at(s, slots[i])->state != ZS_PENDING) rc = ZS_BAD_ARGUMENT;    /* named twice */
-        else claim(s, entry_at(s, slots[i]));
+        zs_entry *e = entry_at(s, slots[i]);
+        if (claimable(e, attempt)) claim(s, e);
+        else if (!is_settled(e)) rc = ZS_BAD_ARGUMENT;    /* named twice */
     }
     unlock(s);
     return rc;
@@ -2066,6 +2090,7 @@ static int retry_locked(zs_store *s, uint32_t slot, zs_proc target, uint32_t *at
     e->older = e->newer = 0;
     e->writer = 0;
     e->target = target;
+    e->marks &= ZS_MARK_WANTED;
     if (sealed) {
         e->block = 0;
         e->size = e->inline_size = 0;
@@ -2158,6 +2183,59 @@ int zs_seal_forced(zs_store *s, uint32_t slot, const void *data, uint32_t size, 
     wake(s, &b);
     return rc;
 }
+
+/* ---- values on other nodes -------------------------------------------------------------------------------------------------------------------------- */
+
+static int elsewhere_locked(zs_store *s, uint32_t slot, int made, int *wanted, bells *b) {
+    if (!valid_slot(s, slot)) return ZS_BAD_ARGUMENT;
+    zs_entry *e = entry_at(s, slot);
+    if (e->state != ZS_PENDING) return ZS_BAD_STATE;
+    zs_proc target = e->target;
+    sealing w;
+    begin_seal(s, e, slot, &w);
+    e->block = e->open_block = 0;
+    e->size = e->inline_size = 0;
+    e->contained = 0;
+    e->older = e->newer = 0;
+    e->writer = e->target = 0;
+    e->flags |= ZS_FLAG_NOTIFY;
+    e->marks = (uint8_t)((e->marks & ZS_MARK_WANTED) | ZS_MARK_REMOTE | (made ? ZS_MARK_ELSEWHERE : 0));
+    commit(s, e, ZS_PENDING);
+    if (target) note_target(s, target, -1);
+    if (made) ring_watchers(s, e, b);
+    if (w.n) release_slots(s, w.block ? (const uint32_t *)data_at(s, w.block) : w.copy, w.n);
+    give_block(s, w.block);
+    *wanted = (e->marks & ZS_MARK_WANTED) != 0;
+    if (!e->holds && !e->held_by_objects) unreferenced(s, slot);
+    return ZS_OK;
+}
+
+int zs_elsewhere(zs_store *s, uint32_t slot, int made, int *wanted) {
+    int rc;
+    bells b;
+    b.n = 0;
+    UNDER_LOCK(s, rc, elsewhere_locked(s, slot, made, wanted, &b));
+    wake(s, &b);
+    return rc;
+}
+
+size_t zs_want(zs_store *s, const uint32_t *slots, size_t n, uint32_t *found) {
+    size_t count = 0;
+    for (size_t from = 0; from < n; from += 256) {
+        lock(s);
+        for (size_t k = from; k < n && k < from + 256; k++) {
+            if (!valid_slot(s, slots[k])) continue;
+            zs_entry *e = entry_at(s, slots[k]);
+            if (!is_pending(e->state) || e->marks & ZS_MARK_WANTED) continue;
+            if (e->marks & ZS_MARK_ELSEWHERE) found[count++] = (uint32_t)k;
+            __atomic_store_n(&e->marks, (uint8_t)(e->marks | ZS_MARK_WANTED), __ATOMIC_RELEASE);
+        }
+        unlock(s);
+    }
+    return count;
+}
+
+uint32_t zs_marks(zs_store *s, uint32_t slot) { return LOAD(&entry_at(s, slot)->marks) & ~FILED; }
 
 int zs_spec(zs_store *s, uint32_t slot, void *buffer, uint32_t *size, uint32_t *attempt) {
     int rc = ZS_NOT_FOUND;
@@ -2284,6 +2362,18 @@ size_t zs_count_done(zs_store *s, const uint32_t *slots, size_t n) {
     return done;
 }
 
+/* Done, or with ZS_WAIT_ANYWHERE: done on any node. A mark without the lock is a hint that ends a wait; a mark that is just set rings. */
+static inline int is_ready(const zs_store *s, uint32_t slot, int mode) {
+    uint32_t state = seen_state(s, slot);
+    return is_done(state) || (UNLIKELY(mode & ZS_WAIT_ANYWHERE) && is_pending(state) && LOAD(&entry_at(s, slot)->marks) & ZS_MARK_ELSEWHERE);
+}
+
+static size_t count_ready(const zs_store *s, const uint32_t *slots, size_t n, int mode) {
+    size_t ready = 0;
+    for (size_t i = 0; i < n; i++) ready += (size_t)is_ready(s, slots[i], mode);
+    return ready;
+}
+
 /* Count a thread as watching (or no more) n slots. A slot the process does not hold cannot be watched: its waiter looks every slice. */
 static void watch(zs_store *s, const uint32_t *slots, size_t n, int change) {
     if (FAULT(8)) return;
@@ -2314,7 +2404,7 @@ typedef struct {
     const uint32_t *slots;
     size_t n, want;
     int64_t deadline;        /* -1: none */
-    int stop_on_ring;
+    int mode;                /* ZS_WAIT_* */
     uint32_t rings;
 } waiting;
 
@@ -2322,8 +2412,8 @@ typedef struct {
 static int sleep_for(zs_store *s, zs_process *p, const waiting *w, const uint32_t *slots, size_t n, size_t enough) {
     for (;;) {
         uint32_t bell = LOAD(&p->bell);
-        if (zs_count_done(s, slots, n) >= enough) return ZS_OK;
-        if (w->stop_on_ring && LOAD(&p->rings) != w->rings) return ZS_LAST;
+        if (count_ready(s, slots, n, w->mode) >= enough) return ZS_OK;
+        if (w->mode & ZS_WAIT_STOP_ON_RING && LOAD(&p->rings) != w->rings) return ZS_LAST;
         int64_t slice = SLICE_NS;
         if (w->deadline >= 0) {
             int64_t left = w->deadline - os_now();
@@ -2333,8 +2423,8 @@ static int sleep_for(zs_store *s, zs_process *p, const waiting *w, const uint32_
         __atomic_add_fetch(&p->sleepers, 1, __ATOMIC_SEQ_CST);
         int rc = os_sleep(&p->bell, bell, slice);
         __atomic_sub_fetch(&p->sleepers, 1, __ATOMIC_SEQ_CST);
-        if (rc == ZS_INTERRUPTED) return zs_count_done(s, slots, n) >= enough ? ZS_OK : ZS_INTERRUPTED;
-        if (rc == ZS_TIMEOUT && zs_count_done(s, slots, n) < enough && slice > SLICE_NS / 2 && broker_gone(s)) return ZS_BROKER_GONE;
+        if (rc == ZS_INTERRUPTED) return count_ready(s, slots, n, w->mode) >= enough ? ZS_OK : ZS_INTERRUPTED;
+        if (rc == ZS_TIMEOUT && count_ready(s, slots, n, w->mode) < enough && slice > SLICE_NS / 2 && broker_gone(s)) return ZS_BROKER_GONE;
     }
 }
 
@@ -2343,7 +2433,7 @@ static int wait_all(zs_store *s, zs_process *p, const waiting *w) {
     int rc = ZS_OK;
     for (size_t i = w->n; i-- > 0 && rc == ZS_OK;) {
         const uint32_t *one = &w->slots[i];
-        if (is_done(seen_state(s, *one))) continue;
+        if (is_ready(s, *one, w->mode)) continue;
         watch(s, one, 1, 1);
         rc = sleep_for(s, p, w, one, 1, 1);
         watch(s, one, 1, -1);
@@ -2377,8 +2467,8 @@ static int spin(zs_store *s, zs_process *p, const waiting *w, int64_t began) {
     CRASH_POINT();
     do {
         for (int i = 0; i < SPINS / 4; i++) pause_briefly();
-        found = is_done(seen_state(s, w->slots[0]));
-    } while (!found && !(w->stop_on_ring && LOAD(&p->rings) != w->rings) && os_now() < end);
+        found = is_ready(s, w->slots[0], w->mode);
+    } while (!found && !(w->mode & ZS_WAIT_STOP_ON_RING && LOAD(&p->rings) != w->rings) && os_now() < end);
     STORE(place, 0u);
     if (found) ADD(&head_of(s)->spins, 1);
     return found;
@@ -2388,7 +2478,7 @@ static int wait_asleep(zs_store *s, zs_process *p, const waiting *w) {
     int rc;
     if (w->want == w->n) {
         do rc = wait_all(s, p, w);    /* again when one was opened for a retry behind its back */
-        while (rc == ZS_OK && zs_count_done(s, w->slots, w->n) < w->n);
+        while (rc == ZS_OK && count_ready(s, w->slots, w->n, w->mode) < w->n);
     } else {
         watch(s, w->slots, w->n, 1);
         rc = sleep_for(s, p, w, w->slots, w->n, w->want);
@@ -2397,11 +2487,11 @@ static int wait_asleep(zs_store *s, zs_process *p, const waiting *w) {
     return rc;
 }
 
-int zs_wait(zs_store *s, const uint32_t *slots, size_t n, size_t want, int64_t timeout_ns, int stop_on_ring, size_t *done) {
+int zs_wait(zs_store *s, const uint32_t *slots, size_t n, size_t want, int64_t timeout_ns, int mode, size_t *done) {
     zs_process *p = current(s, s->self);
-    waiting w = {slots, n, want, timeout_ns < 0 ? -1 : 0, stop_on_ring, p ? LOAD(&p->rings) : 0};
-    if (want > n && (n || !stop_on_ring)) w.want = n;    /* of nothing at all only a ring can be waited for */
-    *done = zs_count_done(s, slots, n);
+    waiting w = {slots, n, want, timeout_ns < 0 ? -1 : 0, mode, p ? LOAD(&p->rings) : 0};
+    if (want > n && (n || !(mode & ZS_WAIT_STOP_ON_RING))) w.want = n;    /* of nothing at all only a ring can be waited for */
+    *done = count_ready(s, slots, n, mode);
     if (*done >= w.want) return ZS_OK;
     if (timeout_ns == 0) return ZS_TIMEOUT;
     if (!p) return ZS_BAD_STATE;
@@ -2410,7 +2500,7 @@ int zs_wait(zs_store *s, const uint32_t *slots, size_t n, size_t want, int64_t t
     int rc = ZS_OK, alone = n == 1 && w.want == 1;
     if (!(alone && last_wait_ns < SPIN_NS && spin(s, p, &w, began))) rc = wait_asleep(s, p, &w);
     if (alone) last_wait_ns = os_now() - began;
-    *done = zs_count_done(s, slots, n);
+    *done = count_ready(s, slots, n, mode);
     return rc == ZS_LAST || *done >= w.want ? ZS_OK : rc;
 }
 
@@ -2628,7 +2718,7 @@ int zs_next_zombie(zs_store *s, uint8_t *id) {
         memcpy(id, e->id, ZS_ID_SIZE);
         unlist_zombie(s, slot);
         e->flags &= (uint8_t)~ZS_FLAG_NOTIFY;
-        set_state(h, e, ZS_SEALED);
+        set_state(h, e, layout_of(e));
         e->flags |= DOOMED;
         if (!free_entry(s, slot, &budget)) {
             e->older = h->doomed;
@@ -2785,9 +2875,12 @@ static const char *check_entry(zs_store *s, uint32_t slot) {
     int listed = (e->flags & LISTED) != 0;
     MUST(e->state < CHANGING, "an entry is half changed");
     MUST(!(e->flags & (DOOMED | DYING)), "an entry waits to be freed");
-    MUST(listed == (e->state == ZS_SEALED && e->block && !(e->flags & ZS_FLAG_NOTIFY) && !is_pinned(s, e)), "the least-recently-used list does not hold exactly what may go");
+    MUST(listed == (e->state == ZS_SEALED && e->block && !is_pinned(s, e)), "the least-recently-used list does not hold exactly what may go");
     MUST(!is_done(e->state) || e->holds || e->held_by_objects || e->open_block, "a finished entry has no holder");
     MUST(e->state != ZS_ZOMBIE || (!e->holds && !e->held_by_objects && e->flags & ZS_FLAG_NOTIFY), "a zombie has a holder");
+    MUST(!(e->marks & FILED) || e->state == ZS_ZOMBIE, "what is no zombie is laid out like one");
+    MUST(!(e->marks & ZS_MARK_REMOTE) || (e->flags & ZS_FLAG_NOTIFY && (is_pending(e->state) || e->state == ZS_ZOMBIE)), "a remote entry is done, or would go unnoticed");
+    MUST(!(e->marks & ZS_MARK_REMOTE) || e->state != ZS_PENDING || e->holds || e->held_by_objects, "a remote entry has no holder");
     MUST(e->state != ZS_SEALED || !e->open_block, "a sealed entry is being written");
     MUST(e->state != ZS_SEALED || e->block || e->inline_size == e->size, "an inline value has two sizes");
     MUST(!(e->flags & LIMBO) || (e->state == ZS_OPEN && e->open_block), "limbo holds something else");

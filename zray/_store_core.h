@@ -33,6 +33,9 @@
  *                  +-----> PENDING
  *
  *   PENDING/CLAIMED entries live even without references until somebody seals them: the producer is a holder of its own.
+ *   In a cluster the value of a PENDING entry may be made or kept on another node: the broker says so with zs_elsewhere, which ends its being held by a
+ *   producer. Whoever wants the value here says so with zs_want, before it sleeps: to the store when the value is not there yet, and by a message to
+ *   the broker when zs_want tells that it is elsewhere. The mark survives zs_retry and goes when the value is sealed here.
  *   An error is a sealed object with ZS_KIND_ERROR. A sealed error of kind "system" may be taken back by zs_retry (its task runs again).
  *
  * TASKS
@@ -96,6 +99,15 @@ enum zs_state { ZS_FREE = 0, ZS_OPEN, ZS_PENDING, ZS_CLAIMED, ZS_SEALED, ZS_SPIL
 #define ZS_FLAG_FILE 0x04u          /* the value lives in a file of its own (larger than the store): the data holds its name */
 #define ZS_FLAG_SYSTEM_ERROR 0x08u  /* sealed by the system, not by user code: zs_retry may reopen it */
 
+/* marks of a PENDING entry whose value is made, or kept, on another node; bits from 0x08 on are the store's own */
+#define ZS_MARK_REMOTE 0x01u        /* nobody on this node makes it: unlike other PENDING entries it goes with its last reference (to ZOMBIE) */
+#define ZS_MARK_ELSEWHERE 0x02u     /* the value exists, on another node */
+#define ZS_MARK_WANTED 0x04u        /* somebody here waits for the value: it is to be brought as soon as it exists */
+
+/* modes of zs_wait */
+#define ZS_WAIT_STOP_ON_RING 0x01   /* return when the process's bell rings, too */
+#define ZS_WAIT_ANYWHERE 0x02       /* what is ZS_MARK_ELSEWHERE counts as done */
+
 enum zs_process_kind { ZS_PROC_NONE = 0, ZS_PROC_BROKER, ZS_PROC_DRIVER, ZS_PROC_WORKER, ZS_PROC_ACTOR, ZS_PROC_FORK, ZS_PROC_TEST };
 
 /* A process handle: generation << 16 | index. 0 is nobody. Handles of reaped processes never match again (until 65,536 reuses of one record). */
@@ -140,7 +152,8 @@ typedef struct {
     zs_proc writer;              /* who fills open_block / who claimed */
     zs_proc target;              /* who must seal it; 0 = the broker */
     uint8_t flags, kind;
-    uint16_t inline_size;
+    uint8_t inline_size;
+    uint8_t marks;               /* ZS_MARK_*; lock-free looks at it are hints */
     uint32_t job;                /* small number of the job, for accounting; free for Python */
     uint8_t inline_data[ZS_INLINE_MAX - 8];
     uint8_t inline_tail[8];
@@ -287,7 +300,8 @@ int zs_seal_inline(zs_store *s, uint32_t slot, uint32_t attempt, const void *dat
 /* As the claimant (or the broker, for errors): get a block for a larger result; fill it, then zs_seal_result. A block left by a killed claimant is given back by zs_reap. */
 int zs_open_result(zs_store *s, uint32_t slot, uint32_t attempt, uint64_t size, uint32_t contained, uint8_t **data);
 int zs_seal_result(zs_store *s, uint32_t slot, uint32_t attempt, uint8_t kind, uint8_t flags, const uint32_t *contained, uint32_t n);
-/* Further results of the same task (num_returns > 1) share its fate: claim them by id with the same attempt as well; this claims n at once or none. */
+/* Further results of the same task (num_returns > 1) share its fate: claim them by id with the same attempt as well; this claims n at once or none. Those
+ * that have their values, of an earlier run whose other results were lost, are passed over: to seal them is ZS_STALE. One at least must be claimable. */
 int zs_claim_many(zs_store *s, const uint8_t *ids, uint32_t n, uint32_t attempt, uint32_t *slots);
 /* By the broker: from PENDING/CLAIMED (or a sealed system error) to PENDING with attempt+1 and a new target; wakes nobody. ZS_OK with *attempt, ZS_BAD_STATE, ZS_GONE. */
 int zs_retry(zs_store *s, uint32_t slot, zs_proc target, uint32_t *attempt);
@@ -297,6 +311,14 @@ int zs_retarget(zs_store *s, uint32_t slot, zs_proc target);
 int zs_seal_forced(zs_store *s, uint32_t slot, const void *data, uint32_t size, uint8_t kind, uint8_t flags);
 /* The same with a block: fences the claimant (attempt+1, writer = caller), after which zs_open_result / zs_seal_result with *attempt work for the caller. */
 int zs_take_over(zs_store *s, uint32_t slot, uint32_t *attempt);
+/* By the broker: the value of a PENDING entry is made on another node (made = 0), or kept there (made = 1: wakes whoever waits for it anywhere). Releases
+ * the arguments, sets NOTIFY. *wanted: whether somebody here waits for the value. The caller holds a reference. ZS_OK, ZS_BAD_STATE. */
+int zs_elsewhere(zs_store *s, uint32_t slot, int made, int *wanted);
+/* Mark those of n referenced slots that are not done as wanted here; the indices of those that are elsewhere and were not wanted before come into
+ * `found` (room for n). Returns how many: the broker must be told of these. */
+size_t zs_want(zs_store *s, const uint32_t *slots, size_t n, uint32_t *found);
+/* Lock-free: ZS_MARK_* of a referenced slot. */
+uint32_t zs_marks(zs_store *s, uint32_t slot);
 /* Copy the kept spec of a PENDING/CLAIMED entry: *size on entry the room, on return the size. ZS_OK, ZS_NOT_FOUND (none kept), ZS_TOO_LARGE (room too small). */
 int zs_spec(zs_store *s, uint32_t slot, void *buffer, uint32_t *size, uint32_t *attempt);
 
@@ -314,9 +336,9 @@ int zs_unpin(zs_store *s, uint32_t slot);
 /* Describe any referenced entry without pinning (data is NULL). */
 int zs_describe(zs_store *s, uint32_t slot, zs_view *view);
 /* Wait until at least `want` of the n referenced slots are done (SEALED or SPILLED), or timeout_ns passed (< 0: no limit), or someone rings this
- * process's bell (zs_ring) with `stop_on_ring`. *done = how many are. Returns ZS_OK (done, or rung), ZS_TIMEOUT, ZS_INTERRUPTED, ZS_BROKER_GONE.
+ * process's bell (zs_ring) with ZS_WAIT_STOP_ON_RING in `mode`. *done = how many are. Returns ZS_OK (done, or rung), ZS_TIMEOUT, ZS_INTERRUPTED, ZS_BROKER_GONE.
  * Call without the GIL. */
-int zs_wait(zs_store *s, const uint32_t *slots, size_t n, size_t want, int64_t timeout_ns, int stop_on_ring, size_t *done);
+int zs_wait(zs_store *s, const uint32_t *slots, size_t n, size_t want, int64_t timeout_ns, int mode, size_t *done);
 /* Count the done ones, lock-free. */
 size_t zs_count_done(zs_store *s, const uint32_t *slots, size_t n);
 /* By the broker: ask to be told when the id is sealed. ZS_OK: will be told; ZS_EXISTS: done already; ZS_NOT_FOUND: no such entry. */

@@ -48,6 +48,11 @@ cdef extern from "_store_core.h" nogil:
         ZS_FLAG_BROKER_WATCH
         ZS_FLAG_FILE
         ZS_FLAG_SYSTEM_ERROR
+        ZS_MARK_REMOTE
+        ZS_MARK_ELSEWHERE
+        ZS_MARK_WANTED
+        ZS_WAIT_STOP_ON_RING
+        ZS_WAIT_ANYWHERE
 
     enum:
         ZS_PROC_NONE
@@ -72,7 +77,8 @@ cdef extern from "_store_core.h" nogil:
         zs_proc target
         uint8_t flags
         uint8_t kind
-        uint16_t inline_size
+        uint8_t inline_size
+        uint8_t marks
         uint32_t job
 
     ctypedef struct zs_store:
@@ -149,6 +155,9 @@ cdef extern from "_store_core.h" nogil:
     int zs_retarget(zs_store *s, uint32_t slot, zs_proc target)
     int zs_seal_forced(zs_store *s, uint32_t slot, const void *data, uint32_t size, uint8_t kind, uint8_t flags)
     int zs_take_over(zs_store *s, uint32_t slot, uint32_t *attempt)
+    int zs_elsewhere(zs_store *s, uint32_t slot, int made, int *wanted)
+    size_t zs_want(zs_store *s, const uint32_t *slots, size_t n, uint32_t *found)
+    uint32_t zs_marks(zs_store *s, uint32_t slot)
     int zs_spec(zs_store *s, uint32_t slot, void *buffer, uint32_t *size, uint32_t *attempt)
 
     uint32_t zs_state_of(zs_store *s, uint32_t slot)
@@ -157,7 +166,7 @@ cdef extern from "_store_core.h" nogil:
     int zs_pin(zs_store *s, uint32_t slot, zs_view *view)
     int zs_unpin(zs_store *s, uint32_t slot)
     int zs_describe(zs_store *s, uint32_t slot, zs_view *view)
-    int zs_wait(zs_store *s, const uint32_t *slots, size_t n, size_t want, int64_t timeout_ns, int stop_on_ring, size_t *done)
+    int zs_wait(zs_store *s, const uint32_t *slots, size_t n, size_t want, int64_t timeout_ns, int mode, size_t *done)
     size_t zs_count_done(zs_store *s, const uint32_t *slots, size_t n)
     int zs_watch_broker(zs_store *s, const uint8_t *id)
 

@@ -20,6 +20,7 @@ from tests.store.core import (
     BAD_ARGUMENT,
     BAD_STATE,
     CLAIMED,
+    ELSEWHERE,
     ERROR,
     EXISTS,
     INLINE_MAX,
@@ -30,11 +31,14 @@ from tests.store.core import (
     OPEN,
     PENDING,
     PINNED,
+    REMOTE,
     SEALED,
     SPILLED,
     STALE,
     SYSTEM_ERROR,
     TIMEOUT,
+    WAIT_ANYWHERE,
+    WANTED,
     ZOMBIE,
 )  # fmt: skip
 
@@ -52,6 +56,9 @@ class Thing:
     value: bytes = b""
     kind: int = 0
     flags: int = 0
+    marks: int = 0
+    before: int = 0
+    """State before it became a zombie."""
     attempt: int = 0
     list: list[int] = field(default_factory=list)
     """Keys: contained objects, or arguments while pending."""
@@ -91,13 +98,13 @@ class Model:
             inside = Counter(key for thing in self.things.values() for key in thing.list)
             for thing in list(self.things.values()):
                 if (
-                    thing.state in (SEALED, SPILLED)
+                    (thing.state in (SEALED, SPILLED) or (thing.state == PENDING and thing.marks & REMOTE))
                     and not thing.held()
                     and not inside[thing.key]
                     and thing.opened is None
                 ):
                     if thing.flags & NOTIFY:
-                        thing.state = ZOMBIE
+                        thing.before, thing.state = thing.state, ZOMBIE
                     else:
                         del self.things[thing.key]
                     again = True
@@ -108,16 +115,13 @@ class Model:
 
     def spillable(self) -> list[Thing]:
         """Least recently used first."""
-        found = [
-            t
-            for t in self.things.values()
-            if t.state == SEALED and t.in_block and not t.pins.total() and not t.flags & NOTIFY
-        ]
+        found = [t for t in self.things.values() if t.state == SEALED and t.in_block and not t.pins.total()]
         return sorted(found, key=lambda thing: self.used_at[thing.key])
 
     def seal(self, thing: Thing, value: bytes, kind: int, flags: int, contained: list[int], in_block: bool) -> None:
         thing.state, thing.value, thing.kind, thing.list, thing.in_block = SEALED, value, kind, contained, in_block
         thing.flags = flags | (thing.flags & NOTIFY)
+        thing.marks = 0
         thing.writer, thing.opened, thing.spec, thing.target = -1, None, b"", 0
         self.touch(thing)
 
@@ -160,7 +164,9 @@ class Model:
         assert slot.value == thing.slot
         thing.refs[who] += 1
         if thing.state == ZOMBIE:
-            thing.state = SEALED
+            thing.state = thing.before
+            if thing.state == SEALED:
+                self.touch(thing)
         return True
 
     def do_put(self, who: int, user: core.Process, key: int) -> None:
@@ -315,7 +321,31 @@ class Model:
             -1,
             None,
         )
+        thing.marks &= WANTED
         assert attempt.value == thing.attempt
+
+    def do_elsewhere(self, who: int, user: core.Process, thing: Thing) -> None:
+        made, wanted = self.rng.randrange(2), ctypes.c_int(-1)
+        code = user.call("elsewhere", thing.slot, made, byref(wanted))
+        assert code == (OK if thing.state == PENDING else BAD_STATE)
+        if code == OK:
+            assert wanted.value == bool(thing.marks & WANTED)
+            thing.marks = (thing.marks & WANTED) | REMOTE | (ELSEWHERE if made else 0)
+            thing.flags |= NOTIFY
+            thing.list, thing.spec, thing.target, thing.writer = [], b"", 0, -1
+
+    def do_want(self, who: int, user: core.Process, thing: Thing) -> None:
+        several = [thing, *self.lower(who, KEYS)]
+        found = (c_uint32 * len(several))()
+        count = user.call("want", core.slots_of([t.slot for t in several]), len(several), found)
+        expected = []
+        for index, other in enumerate(several):
+            if other.state in (PENDING, CLAIMED) and not other.marks & WANTED:
+                if other.marks & ELSEWHERE:
+                    expected.append(index)
+                other.marks |= WANTED
+            assert user.call("marks", other.slot) == other.marks
+        assert list(found[:count]) == expected
 
     def do_take_over(self, who: int, user: core.Process, thing: Thing) -> None:
         attempt = c_uint32()
@@ -411,7 +441,8 @@ class Model:
 
     def do_wait(self, who: int, user: core.Process, thing: Thing) -> None:
         several, done = self.referenced(who), c_size_t()
-        finished = sum(t.state in (SEALED, SPILLED) for t in several)
+        mode = self.rng.choice([0, WAIT_ANYWHERE])
+        finished = sum(t.state in (SEALED, SPILLED) or bool(mode and t.marks & ELSEWHERE) for t in several)
         want = self.rng.randint(1, len(several))
         code = user.call(
             "wait",
@@ -419,7 +450,7 @@ class Model:
             len(several),
             want,
             self.rng.choice([0, 1000]),
-            0,
+            mode,
             byref(done),
         )
         assert done.value == finished
