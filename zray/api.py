@@ -488,7 +488,7 @@ def wait(
         refs: different references.
         num_returns: how many to wait for; at most so many are returned as ready.
         timeout: seconds; None: as long as it takes.
-        fetch_local: kept for programs written for Ray; on one node everything is local.
+        fetch_local: bring values that are on other nodes of the cluster before they count as ready; else they count where they are.
 
     Returns:
         (ready, not ready), both in the order of `refs`.
@@ -512,7 +512,7 @@ def wait(
         raise ValueError(f"the timeout of zray.wait() must not be negative: {timeout}")
     if _store.has_duplicates(items):
         raise ValueError("zray.wait() got a reference more than once; the references must differ")
-    return current_session().wait(items, num_returns, timeout)
+    return current_session().wait(items, num_returns, timeout, fetch_local)
 
 
 def cancel(ref: ObjectRef, *, force: bool = False, recursive: bool = True) -> None:

@@ -39,6 +39,7 @@ class ResultWatcher:
             self._resolve(ref, future)
             return future
         session.flush()
+        session.want([ref])
         with self._lock:
             if self._failure is not None:
                 future.set_exception(self._failure)

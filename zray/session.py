@@ -132,6 +132,8 @@ class Session:
         """Called when it goes on; also when `on_block` was interrupted half-way or not called at all."""
         self.lent_at = time.monotonic()
         """When this worker last told the broker that it waits."""
+        self.in_cluster = store.global_word(wire.GLOBAL_CLUSTER) != 0
+        """Whether values may be on other nodes, so that who waits for them must say so."""
         self._log_events = 0
         self._functions: dict[bytes, ObjectRef] = {}
 
@@ -275,6 +277,13 @@ class Session:
             self._log_events = self.store.global_word(wire.GLOBAL_LOG_EVENTS)
             self.after_get()
 
+    def want(self, refs: list[ObjectRef]) -> None:
+        """Before waiting for values: have those that are, or will be, on other nodes brought here."""
+        if self.in_cluster:
+            names = self.store.want(refs)
+            if names:
+                self.tell(wire.Wanted(b"".join(names)))
+
     def _wait_all(self, refs: list[ObjectRef], pending: int, timeout: float | None) -> None:
         """Wait until all references up to index `pending` are done, or one of them failed.
 
@@ -282,6 +291,7 @@ class Session:
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         self.flush()
+        self.want(refs)
         store = self.store
         blocked = False
         try:
@@ -326,29 +336,39 @@ class Session:
         )
         return f"{len(missing)} of {len(refs)} results were not ready after {timeout:g} s.{first}"
 
-    def wait(self, refs: list[ObjectRef], want: int, timeout: float | None) -> tuple[list[ObjectRef], list[ObjectRef]]:
-        """Return (ready, not ready): waits until `want` are done or `timeout` seconds (None: for ever) passed; at most `want` are ready."""
+    def wait(
+        self, refs: list[ObjectRef], want: int, timeout: float | None, fetch: bool = True
+    ) -> tuple[list[ObjectRef], list[ObjectRef]]:
+        """Return (ready, not ready): waits until `want` are done or `timeout` seconds (None: for ever) passed; at most `want` are ready. Without `fetch`,
+        values on other nodes are ready where they are."""
         self.check_open()
         store = self.store
-        ready, rest = store.split(refs, want)
+        anywhere = not fetch
+        ready, rest = store.split(refs, want, anywhere)
         if len(ready) >= want or timeout == 0:
             if rest:
                 self.flush()
+                if fetch:
+                    self.want(rest)
             return ready, rest
         self.flush()
+        if fetch:
+            self.want(refs)
         deadline = None if timeout is None else time.monotonic() + timeout
         if self.on_block is not None:
             patience = self._patience()
-            if store.wait(refs, want, patience if timeout is None else min(timeout, patience)) >= want:
-                return store.split(refs, want)
+            first = patience if timeout is None else min(timeout, patience)
+            if store.wait(refs, want, first, False, anywhere) >= want:
+                return store.split(refs, want, anywhere)
         try:
             if self.on_block is not None:
                 self.on_block()
-            store.wait(refs, want, -1.0 if deadline is None else max(0.0, deadline - time.monotonic()))
+            left = -1.0 if deadline is None else max(0.0, deadline - time.monotonic())
+            store.wait(refs, want, left, False, anywhere)
         finally:
             if self.on_unblock is not None:
                 self.on_unblock()
-        return store.split(refs, want)
+        return store.split(refs, want, anywhere)
 
     # -- end ----------------------------------------------------------------------------------------------------------
 

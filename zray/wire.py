@@ -130,6 +130,13 @@ class Sealed(Message, frozen=True):
     ids: bytes
 
 
+class Wanted(Message, frozen=True):
+    """Anyone of a node in a cluster -> broker: somebody here is about to wait for these objects, which the store says are on other nodes
+    (`Store.want`): bring them."""
+
+    ids: bytes
+
+
 class LeaseRequest(Message, frozen=True):
     """Driver, worker or actor -> broker: lend me a worker for calls of this shape. The reply is sealed when (if ever) one is granted: Lease; a lease is
     taken back by raising word WORD_LEASE of the worker's process record."""
@@ -350,6 +357,8 @@ WORD_LAST_WORDS: Final = 3
 """Word of an actor's process record: not 0 once it has sent the message that says why it ends. Its exit may be reported sooner."""
 GLOBAL_LOG_EVENTS: Final = 0
 """Segment-wide word: raised whenever a worker wrote output."""
+GLOBAL_CLUSTER: Final = 1
+"""Segment-wide word: not 0 when the node belongs to a cluster, so that values may be on other nodes."""
 
 KINDS: Final[dict[int, type[Message]]] = {
     1: Hello,
@@ -373,6 +382,7 @@ KINDS: Final[dict[int, type[Message]]] = {
     19: LookupActor,
     20: GcsRequest,
     21: Query,
+    22: Wanted,
     30: CreateGroup,
     31: RemoveGroup,
     32: AwaitGroup,
@@ -428,9 +438,9 @@ def _check(message: Message) -> None:
         for spec in message.calls:
             if len(spec.id) != 16 or len(spec.shape) != 16:
                 raise FrameError("a call or shape id is not 16 bytes long")
-    elif isinstance(message, Sealed):
+    elif isinstance(message, (Sealed, Wanted)):
         if len(message.ids) % 16:
-            raise FrameError("ids of Sealed are not a multiple of 16 bytes")
+            raise FrameError(f"ids of {type(message).__name__} are not a multiple of 16 bytes")
     else:
         for name, value in _ids_of(message):
             if len(value) != 16:

@@ -39,8 +39,9 @@ RECORDS = {
     "call_signature",
 }
 _BROKER_MACHINES = """
-    actions actor_events actor_table bundles cancelling dependencies dispatch events group_events head_watch jobs leases ledger lending membership node
-    pace packing peer_messages peers placement placement_groups pull refusals relay reliable scheduler serving settings task_events task_table told_rows unsent
+    actions actor_events actor_table bundles cancelling dependencies dispatch events group_events head_watch jobs leases ledger lending locations
+    membership node pace packing peer_messages peers placement placement_groups pull recovery refusals relay reliable scheduler serving
+    settings task_events task_table told_rows unsent
     worker_pool
 """
 _GCS_MACHINES = "faults limits lineage_log messages shard sharding tables task_batches task_rows topics"

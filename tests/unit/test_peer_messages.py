@@ -15,6 +15,7 @@ NODE = bytes(range(16))
 INFO = NodeInfo(NODE, "10.0.0.1:7000", "here", 7, {"CPU": 2.0}, {"zone": "east"}, "0.1.0", "3.11", "s", "/run/s")
 JOB = JobSpec(1, NODE, 1, "", [], "/")
 ACTOR = ActorSpec(TaskSpec(NODE, NODE), 1, "name", "space", True)
+PLACE = pm.Located(NODE, 1 << 40, 3, [NODE, NODE])
 GROUP = GroupSpec(
     NODE, 1, "PACK", ({"CPU": 10_000}, {"CPU": 1}), ((Requirement("zone", IN, ("east",)),), ()), "name", "space"
 )
@@ -45,8 +46,8 @@ EXAMPLES: list[pm.PeerMessage] = [
     pm.Chunk(NODE, 1 << 60, 1 << 40, b"abc"),
     pm.NotFetched(NODE, 1 << 60, "it has it no more"),
     pm.Unfetch(NODE, 1 << 60),
-    pm.RunTasks(JOB, NODE, 7, [CallShape(NODE, 0, NODE, "f")], [TaskSpec(NODE, NODE, b"args")], [NODE]),
-    pm.TasksEnded([NODE], [7], b"\0", [12], [pm.Value(NODE, 0, 0, 1, b"v", [])], NodeLoad({})),
+    pm.RunTasks(JOB, NODE, 7, [CallShape(NODE, 0, NODE, "f")], [TaskSpec(NODE, NODE, b"args")], [NODE], [PLACE]),
+    pm.TasksEnded([NODE], [7], b"\0", [12], [pm.Value(NODE, 0, 0, 1, b"v", [])], [PLACE], NodeLoad({})),
     pm.CancelAway(NODE, True),
     pm.CallActorAway(JOB, NODE, NODE, [], [TaskSpec(NODE, NODE, b"args")], [NODE]),
     pm.KillActorAway(NODE, True),
@@ -71,6 +72,10 @@ EXAMPLES: list[pm.PeerMessage] = [
     pm.GroupGone(NODE, "it was removed"),
     pm.AskGroup(NODE),
     pm.Want([NODE]),
+    PLACE,
+    pm.GetValues([NODE]),
+    pm.NoCopy(NODE, "damaged"),
+    pm.CopyAt(NODE, NODE, 1 << 40, 3, True),
     pm.Lost(NODE, "gone"),
     pm.GiveBack([NODE, NODE]),
 ]

@@ -29,6 +29,7 @@ EXAMPLES: list[wire.Message] = [
     wire.Blocked(1),
     wire.Unblocked(1),
     wire.Sealed(ID),
+    wire.Wanted(ID),
     wire.LeaseRequest(1, 1, ID, ID),
     wire.LeaseReturn(1, 2, 3),
     wire.CreateActor(1, ACTOR, ID),

@@ -56,6 +56,13 @@ class RunAt(Action, frozen=True):
     tasks: list[TaskSpec]
 
 
+class FetchObjects(Action, frozen=True):
+    """A task that was placed here needs these objects, which are on other nodes: bring them. `ObjectsReady` is the answer, whatever becomes of
+    them."""
+
+    ids: list[bytes]
+
+
 class CancelAt(Action, frozen=True):
     """Tell another node that a task it was sent is cancelled: nobody waits for its end."""
 

@@ -1,4 +1,4 @@
-"""Tasks that wait for objects.
+"""Tasks that wait for objects: until they exist anywhere, or (when the task runs here) until they are here.
 
 Covers who waits for what, and who may go when objects appear. Does not cover looking into the store: the event that
 brings a task says which of its arguments are missing, and `ObjectsReady` when they are there (or are errors: the
@@ -18,13 +18,17 @@ if TYPE_CHECKING:
 class Waiting:
     """A task, or an actor to be made, that lacks arguments."""
 
-    __slots__ = ("actor", "left", "queue", "spec")
+    __slots__ = ("actor", "fetching", "here", "left", "queue", "spec")
 
-    def __init__(self, spec: TaskSpec, queue: TaskQueue | None, actor: ActorRecord | None) -> None:
+    def __init__(self, spec: TaskSpec, queue: TaskQueue | None, actor: ActorRecord | None, here: bool = True) -> None:
         self.spec = spec
         self.queue = queue
         """Where it goes when it lacks nothing; None for actors."""
         self.actor = actor
+        self.here = here
+        """Whether objects on other nodes are of no use to it."""
+        self.fetching: bool = False
+        """Whether it was placed here already, and only waits for values on their way from other nodes."""
         self.left: int = 0
         """Objects it lacks; FORGOTTEN when it no longer wants to be woken."""
 
@@ -39,13 +43,17 @@ class Dependencies:
     """Who waits for which object. Invariant: each w with w.left > 0 stands in exactly w.left of the lists, once in
     each."""
 
-    __slots__ = ("waiters",)
+    __slots__ = ("fetching", "waiters")
 
     def __init__(self) -> None:
         self.waiters: dict[bytes, list[Waiting]] = {}
+        self.fetching: int = 0
+        """Those of them that are `fetching`."""
 
     def add(self, waiting: Waiting, missing: tuple[bytes, ...]) -> None:
         """Let it wait for these objects; one that is named twice counts once."""
+        if waiting.fetching:
+            self.fetching += 1
         if len(missing) > 1:
             missing = tuple(dict.fromkeys(missing))
         waiting.left += len(missing)
@@ -64,11 +72,28 @@ class Dependencies:
                 waiting.left -= 1
                 if not waiting.left:
                     free.append(waiting)
+                    if waiting.fetching:
+                        self.fetching -= 1
+        return free
+
+    def made(self, object_id: bytes) -> list[Waiting]:
+        """The object exists on another node: return those that now lack nothing, as `ready`. Who needs it here waits on."""
+        waiters = self.waiters.get(object_id, ())
+        if not any(not waiting.here for waiting in waiters):
+            return []
+        stay = [waiting for waiting in waiters if waiting.here]
+        go = [waiting for waiting in waiters if not waiting.here]
+        self.waiters[object_id] = go
+        free = self.ready(object_id)
+        if stay:
+            self.waiters[object_id] = stay
         return free
 
     def forget(self, waiting: Waiting) -> None:
         """It waits no longer (cancelled, or its job ended). It leaves the lists when the objects appear: to search them
         would cost more."""
+        if waiting.fetching and waiting.left != FORGOTTEN:
+            self.fetching -= 1
         waiting.left = FORGOTTEN
 
     def sweep(self) -> None:
@@ -93,4 +118,6 @@ class Dependencies:
                 found[id(waiting)] = (waiting, found.get(id(waiting), (waiting, 0))[1] + 1)
         for waiting, count in found.values():
             assert waiting.left in (count, FORGOTTEN), f"{waiting} stands in {count} lists"
+        fetching = sum(waiting.fetching for waiting, _ in found.values() if waiting.left != FORGOTTEN)
+        assert fetching == self.fetching, f"{self.fetching} counted as fetching, {fetching} are"
         return {key: waiting for key, (waiting, _) in found.items() if waiting.left != FORGOTTEN}

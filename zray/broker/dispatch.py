@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from zray.broker import actions
 from zray.broker.actor_table import STARTING as ACTOR_STARTING
+from zray.broker.dependencies import Waiting
 from zray.broker.ledger import Demand, Ledger
 from zray.broker.peers import Peer
 from zray.broker.placement import Inputs, inputs_of
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 _LOOK_AHEAD = 64
 """Tasks of one demand for which room is looked for in one pass: more workers than that are not started or freed at
 once."""
+_FETCHING = 2
+"""Tasks for each CPU of this node that may wait for arguments on their way from other nodes."""
 _LOOK_AGAIN = 0.02
 """Seconds after which a task that waits for the node of its inputs is looked at again."""
 _LOOK_INTERVAL = 0.005
@@ -153,8 +156,9 @@ class Dispatcher:
             place = node.policy.place(group.demand, nodes, node.rng, inputs)
             if place > 0:
                 group.demand.last = node.nodes[place].id
-                self._hand_to_peer(job, group, queue, place, now, inputs is not None)
-                return True
+                if self._hand_to_peer(job, group, queue, place, now, inputs is not None):
+                    return True
+                continue
             if place != 0:
                 continue
             worker = node.pool.idle_for(job, group.demand, node.ledger)
@@ -167,8 +171,8 @@ class Dispatcher:
                 takers = node.ledger.times(group.demand, takers)
             takers += node.pool.starting_for.get((job.number, worker.kind), 0)
             group.demand.last = node.ledger.id
-            self._hand(worker, queue, self._batch(queue, takers, inputs is not None), now)
-            return True
+            if self._hand(worker, queue, self._batch(queue, takers, inputs is not None), now):
+                return True
         return False
 
     def _batch(self, queue: TaskQueue, takers: int, one: bool) -> int:
@@ -197,8 +201,8 @@ class Dispatcher:
             node.wake(now + _LOOK_AGAIN)
         return found
 
-    def _hand_to_peer(self, job: Job, group: DemandClass, queue: TaskQueue, place: int, now: float, one: bool) -> None:
-        """Hand a batch of tasks to a new slot of another node."""
+    def _hand_to_peer(self, job: Job, group: DemandClass, queue: TaskQueue, place: int, now: float, one: bool) -> bool:
+        """Hand a batch of tasks to a new slot of another node. False when nothing came of it."""
         node = self.node
         peer = node.nodes[place]
         assert isinstance(peer, Peer)
@@ -211,15 +215,20 @@ class Dispatcher:
         queue.takers += 1
         job.running += 1
         takers = max(1, peer.times(group.demand, _LOOK_AHEAD))
-        self._hand(slot, queue, self._batch(queue, takers, one), now)
-        if not slot.handed:  # what was queued had ended meanwhile
+        found = self._hand(slot, queue, self._batch(queue, takers, one), now)
+        if not slot.handed:  # what was queued had ended meanwhile, or lacks arguments
             node.retire(slot)
+        return found
 
-    def _hand(self, worker: Worker, queue: TaskQueue, count: int, now: float) -> None:
+    def _hand(self, worker: Worker, queue: TaskQueue, count: int, now: float) -> bool:
+        """Hand tasks to a worker or slot. False when nothing in the queue has changed by it."""
         node = self.node
+        before = queue.count
         specs = node.tasks.take(queue, count, worker)
+        if specs and node.locations:
+            specs = self._hold_back(worker, queue, specs)
         if not specs:
-            return
+            return queue.count < before
         if worker.state == IDLE:
             node.pool.move(worker, BUSY)
             node.occupy(worker, queue.shape.demand)
@@ -236,6 +245,34 @@ class Dispatcher:
         if node.story is not None:
             for spec in specs:
                 node.story.tell(spec.id, f"{now:.6f} handed to worker {worker.number} (attempt {spec.attempt})")
+        return True
+
+    def _hold_back(self, worker: Worker, queue: TaskQueue, specs: list[TaskSpec]) -> list[TaskSpec]:
+        """Of tasks that were just taken for a worker, return those that can be handed to it. The others lack arguments: those that were lost
+        are waited for; those on other nodes are fetched when the worker is one of this node. So many fetch at a time as keep the CPUs busy;
+        what is too much stays queued."""
+        node = self.node
+        places = node.locations
+        local = worker.peer is None
+        ready: list[TaskSpec] = []
+        too_many: list[TaskSpec] = []
+        for spec in specs:
+            lost = tuple([dep for dep in spec.deps if places.lost(dep)])
+            away = tuple([dep for dep in spec.deps if places.elsewhere(dep)]) if local and not lost else ()
+            if not (lost or away) or node.tasks.home.get(spec.id) is not worker:
+                ready.append(spec)
+            elif away and node.dependencies.fetching >= _FETCHING * node.cpus:
+                too_many.append(spec)
+            else:
+                waiting = Waiting(spec, queue, None, bool(away))
+                waiting.fetching = bool(away)
+                node.tasks.home[spec.id] = waiting
+                node.dependencies.add(waiting, lost or away)
+                if away:
+                    node.out.append(actions.FetchObjects(list(away)))
+        for spec in reversed(too_many):
+            node.tasks.requeue(queue, spec)
+        return ready
 
     def top_up(self, worker: Worker, now: float) -> None:
         """Keep a busy worker supplied, so that it need not wait for the broker between tasks; not while others have a

@@ -55,6 +55,12 @@ class ObjectsReady(Event, frozen=True):
     ids: list[bytes]
 
 
+class ObjectsMade(Event, frozen=True):
+    """Objects some task may wait for exist now, on other nodes: it can be placed, and they are fetched when it is placed here."""
+
+    ids: list[bytes]
+
+
 class TasksFinished(Event, frozen=True):
     """Ends of tasks on one worker, in order; columns of equal length (statuses: wire.DONE_*)."""
 

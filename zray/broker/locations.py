@@ -16,13 +16,6 @@ copies of older ones worthless.
 
 from __future__ import annotations
 
-from typing import Final
-
-FIRST_GUESS: Final = 200e6
-"""Bytes a second between nodes, before any value has moved."""
-_NEWEST: Final = 0.2
-"""Weight of the newest measurement in the average."""
-
 
 class _Place:
     """What is known of one object."""
@@ -40,7 +33,7 @@ class _Place:
 class Locations:
     """One node's book of copies."""
 
-    __slots__ = ("_bandwidth", "_by_node", "_lost", "_own", "_places")
+    __slots__ = ("_by_node", "_lost", "_own", "_places")
 
     def __init__(self, own: bytes) -> None:
         """Args:
@@ -51,7 +44,6 @@ class Locations:
         self._by_node: dict[bytes, dict[bytes, None]] = {}
         """The same, by holder; never empty."""
         self._lost: dict[bytes, None] = {}
-        self._bandwidth = FIRST_GUESS
 
     def __bool__(self) -> bool:
         return bool(self._places or self._lost)
@@ -97,10 +89,6 @@ class Locations:
         """Return whether a copy of an object that is elsewhere is to come here."""
         place = self._places.get(name)
         return place is not None and place.wanted
-
-    def bandwidth(self) -> float:
-        """Return the bytes a second at which values came here lately, the latest ones counting most; a guess before the first."""
-        return self._bandwidth
 
     def unwanted(self) -> list[bytes]:
         """Return the objects that are elsewhere and are not to come here."""
@@ -156,10 +144,6 @@ class Locations:
         if len(place.holders) == 1 and self._own in place.holders:
             self.forget(name)
         return False
-
-    def moved(self, size: int, seconds: float) -> None:
-        """A value of so many bytes came here in so many seconds."""
-        self._bandwidth += (size / max(seconds, 1e-6) - self._bandwidth) * _NEWEST
 
     def want(self, name: bytes) -> bool:
         """A copy is to come here. True when that is new and possible: the object is elsewhere."""

@@ -1,26 +1,25 @@
-"""Objects between nodes: lending, wanting, sending and receiving their values.
+"""Values between nodes: sending and receiving them.
 
-Covers what a broker does about objects that other nodes have or need. Does not cover counts (`lending`), how messages travel (`links`), or how
-large values do (`transfer`).
+Covers how a value gets from the store of one node into that of another. Does not cover which values are wanted, who has them, and what becomes of
+lost ones (`object_sharing`), how messages travel (`links`), or how large values do (`transfer`).
 
-An object that this node has only been lent is an entry of its store like any other: pending until the value has come. It is made with the flag
-that has the store tell when its last reference goes. Values up to `INLINE_BYTES` travel in the message that tells of them; larger ones are got from
-who has them, piece by piece.
+Who wants a value asks one of its holders (`GetValues`), which answers with a `Value`. Values up to `INLINE_BYTES` travel in that message; it tells of larger
+ones, which are then got piece by piece from whoever has that version of them.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from zray import _store, errors, failures
+from zray import _store, errors
 from zray.broker import peer_messages as pm
-from zray.broker.lending import Lending
 from zray.broker.transfer import Transfer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Sequence
 
     from zray.broker.cluster import Cluster
+    from zray.broker.object_sharing import ObjectSharing
     from zray.broker.server import Broker
     from zray.object_store import ObjectRef, Place
 
@@ -28,106 +27,42 @@ INLINE_BYTES: Final = 256 << 10
 
 
 class _Incoming:
-    """A value that is on its way here."""
+    """A large value that is on its way here."""
 
-    __slots__ = ("header", "lenders", "ref", "refs")
+    __slots__ = ("header", "ref", "refs")
 
     def __init__(self, header: pm.Value, ref: ObjectRef, refs: list[ObjectRef]) -> None:
         self.header = header
         self.ref = ref
         self.refs = refs
         """What it refers to."""
-        self.lenders: list[bytes] = []
-        """Nodes that keep it for this one until it is here."""
 
 
 class ObjectExchange:
-    """One broker's dealings in objects with other nodes."""
+    """One broker's dealings in values with other nodes."""
 
-    def __init__(self, broker: Broker, cluster: Cluster) -> None:
+    def __init__(self, broker: Broker, cluster: Cluster, sharing: ObjectSharing) -> None:
         self._broker = broker
         self._store = broker.store
         self._cluster = cluster
-        self.lending = Lending()
-        self._kept: dict[bytes, ObjectRef] = {}
-        """References to what is lent."""
-        self._wanted: dict[bytes, set[bytes]] = {}
-        """Objects that are not there yet, and the nodes that want them."""
+        self._sharing = sharing
+        self._pulling: dict[bytes, list[bytes]] = {}
+        """Objects that are on their way here, and the nodes that have them, the one that was asked first."""
         self._incoming: dict[bytes, _Incoming] = {}
+        """Those of them that are got piece by piece."""
         self.transfer = Transfer(cluster.own, cluster.key, cluster.links, broker.objects, self)
-
-    # -- lending ------------------------------------------------------------------------------------------------------
-
-    def lend(self, node: bytes, refs: Iterable[ObjectRef]) -> list[bytes]:
-        """A message to `node` is about to name these objects: keep them. Returns their ids."""
-        by_id = {ref.binary(): ref for ref in refs}
-        for name in self.lending.lend(node, list(by_id)):
-            self._kept[name] = by_id[name]
-        return list(by_id)
-
-    def given_back(self, node: bytes, objects: list[bytes]) -> None:
-        """A node needs these no more."""
-        for name in self.lending.given_back(node, objects):
-            self._kept.pop(name, None)
-            self._wanted.pop(name, None)
-            if name not in self.lending.borrowed:
-                self.transfer.forget(name)
-
-    def borrow(self, node: bytes, objects: Iterable[bytes]) -> list[ObjectRef]:
-        """A message of `node` lends these: return references, and ask for the values that are not here."""
-        refs, want, back = [], [], []
-        for name in objects:
-            ref = self._store.reference(name)
-            if ref is None:
-                ref = self._store.expect(name, 0, None, None, "", _store.FLAG_NOTIFY)
-                self.lending.borrow(node, name)
-                want.append(name)
-            else:
-                back.append(name)
-            refs.append(ref)
-        if want:
-            self._cluster.send(node, pm.Want(want))
-        if back:
-            self._cluster.send(node, pm.GiveBack(back))
-        return refs
-
-    def unreferenced(self, name: bytes) -> bool:
-        """The store tells that nothing refers to an object any more; False when it was not borrowed."""
-        lender = self.lending.done_with(name)
-        if lender is None:
-            return False
-        self._end_incoming(name)
-        self.transfer.forget(name)
-        self._cluster.send(lender, pm.GiveBack([name]))
-        return True
 
     # -- sending ------------------------------------------------------------------------------------------------------
 
-    def wanted(self, node: bytes, objects: list[bytes]) -> None:
-        """A node wants these values, now or as soon as they are there."""
-        for name in objects:
-            ref = self._kept.get(name)
-            if ref is None:
-                self._cluster.send(node, pm.Lost(name, "it was not lent to that node"))
-            elif self._store.done(ref):
-                self._send(node, ref)
-            else:
-                self._wanted.setdefault(name, set()).add(node)
-                if self._store.watch(name) is True:
-                    self._broker.watched[name] = None
-                else:
-                    self.sealed([name])
-
-    def sealed(self, objects: list[bytes]) -> None:
-        """These are there now."""
-        for name in objects:
-            for node in sorted(self._wanted.pop(name, ())):
-                ref = self._kept.get(name)
-                if ref is not None:
-                    self._send(node, ref)
-
-    def _send(self, node: bytes, ref: ObjectRef) -> None:
-        self._cluster.send(node, self.value(node, ref))
+    def size(self, ref: ObjectRef) -> int:
+        """The bytes of a finished object's value; 0 when it cannot be read."""
+        _, _, _, flags, size = self._store.describe(ref)
+        if not flags & _store.FLAG_FILE:
+            return size
+        try:
+            return len(self._broker.objects.readable(ref))
+        except (errors.ZrayError, OSError):
+            return 0
 
     def value(self, node: bytes, ref: ObjectRef) -> pm.Value | pm.Lost:
         """Make the message with a value for a node, or (a large one) that tells of it."""
@@ -135,72 +70,89 @@ class ObjectExchange:
         try:
             data = self._broker.objects.readable(ref)
             _, _, kind, flags, _ = self._store.describe(ref)
-            contained = self.lend(node, self._store.contained(ref))
-        except errors.ZrayError as error:
+            contained = self._sharing.lend(node, self._store.contained(ref))
+        except (errors.ZrayError, OSError) as error:
             return pm.Lost(name, str(error))
         flags &= _store.FLAG_SYSTEM_ERROR
         size = len(data)
         if size <= INLINE_BYTES:
             return pm.Value(name, kind, flags, size, bytes(data), contained)
-        self.lend(node, [ref])  # until it has been got
         return pm.Value(name, kind, flags, size, None, contained, self.transfer.version_of(name))
 
     # -- receiving ----------------------------------------------------------------------------------------------------
 
+    def pull(self, name: bytes, sources: Sequence[bytes], size: int) -> None:
+        """Get a value of `size` bytes from nodes that have it. `ObjectSharing.arrived`, `not_brought` or `no_room` tells how it ends."""
+        if name not in self._pulling:
+            self._pulling[name] = list(sources)
+            self._cluster.send(sources[0], pm.GetValues([name]))
+
+    def forget(self, name: bytes) -> None:
+        """Nobody here wants a value any more, or it is not here any more."""
+        self._pulling.pop(name, None)
+        self._incoming.pop(name, None)
+        self.transfer.forget(name)
+
     def received(self, node: bytes, message: pm.Value) -> None:
-        """A value has come, or can be got from that node."""
+        """A value has come, or can be got."""
+        name = message.id
         if message.data is not None:
             self._fill(node, message, message.data)
             return
-        refs = self.borrow(node, message.contained)
-        ref = self._store.reference(message.id)
-        if ref is None or self._store.done(ref):
-            self._cluster.send(node, pm.GiveBack([message.id]))
+        ref = self._store.reference(name)
+        asked = self._pulling.get(name)
+        if ref is None or not asked or asked[0] != node or name in self._incoming:
+            if message.contained:
+                self._cluster.send(node, pm.GiveBack(message.contained))
             return
-        incoming = self._incoming.setdefault(message.id, _Incoming(message, ref, refs))
-        incoming.lenders.append(node)
-        self.transfer.pull(incoming.ref, message.version, message.size, len(message.contained), [node])
+        self._incoming[name] = _Incoming(message, ref, self._sharing.borrow(node, message.contained))
+        self.transfer.pull(ref, message.version, message.size, len(message.contained), asked)
 
     def arrived(self, object_: bytes, place: Place) -> None:
         """The transfer has got a value: seal it."""
-        found = self._end_incoming(object_)
+        self._pulling.pop(object_, None)
+        found = self._incoming.pop(object_, None)
         if found is None:
             return
         try:
             place.seal(found.header.kind, found.header.flags, found.refs)
         except errors.ZrayError as error:
-            self._fail(object_, error)
-        self._tell_of([object_])
+            self._sharing.no_room(object_, error)
+        else:
+            self._sharing.arrived(object_)
 
     def not_arrived(self, object_: bytes, reason: str, full: bool) -> None:
         """The transfer cannot get a value."""
-        if self._end_incoming(object_) is None:
+        sources = self._pulling.pop(object_, [])
+        found = self._incoming.pop(object_, None)
+        if found is None:
             return
         if full:
-            self._fail(
-                object_, errors.ObjectStoreFullError(f"no room for a copy of a value from another node: {reason}")
-            )
+            error = errors.ObjectStoreFullError(f"no room for a copy of a value from another node: {reason}")
+            self._sharing.no_room(object_, error)
         else:
-            self._fail(object_, errors.ObjectLostError.for_id(object_, reason))
-        self._tell_of([object_])
+            self._store.retry(found.ref, 0)  # pending again, not being filled
+            self._sharing.not_brought(object_, sources, reason)
 
-    def _end_incoming(self, object_: bytes) -> _Incoming | None:
-        """A value is not on its way any more: those that offered it need not keep it for this node."""
-        found = self._incoming.pop(object_, None)
-        if found is not None:
-            for node in found.lenders:
-                self._cluster.send(node, pm.GiveBack([object_]))
-        return found
+    def give_up_unwanted(self) -> list[bytes]:
+        """Give up what is on its way here and nothing refers to any more; return these objects, which are pending as before."""
+        unwanted = [name for name in self.transfer.unwanted() if name in self._incoming]
+        for name in unwanted:
+            ref = self._incoming[name].ref
+            self.forget(name)
+            self._store.retry(ref, 0)
+        return unwanted
 
-    def look_for_unwanted(self) -> None:
-        """Give up what is on its way here and nobody waits for any more."""
-        for name in self.transfer.unwanted():
-            self._end_incoming(name)
-            self.transfer.forget(name)
-            self._fail(name, errors.ObjectLostError.for_id(name, "nobody here needed it any more"))
+    def no_copy(self, node: bytes, message: pm.NoCopy) -> None:
+        """A node that was asked for a value has it not."""
+        asked = self._pulling.get(message.id)
+        if asked and asked[0] == node and message.id not in self._incoming:
+            self.forget(message.id)
+            self._sharing.not_brought(message.id, [node], message.reason)
 
     def _fill(self, node: bytes, message: pm.Value, data: bytes) -> None:
-        refs = self.borrow(node, message.contained)
+        self._pulling.pop(message.id, None)
+        refs = self._sharing.borrow(node, message.contained)
         ref = self._store.reference(message.id)
         if ref is None:
             return
@@ -213,44 +165,20 @@ class ObjectExchange:
                     if not self._broker.objects.make_room(full.size):
                         raise errors.ObjectStoreFullError(f"no room for a copy of {len(data)} bytes") from None
         except errors.ZrayError as error:
-            self._fail(message.id, error)
-        self._tell_of([message.id])
-
-    def lost(self, message: pm.Lost) -> None:
-        """The lender has no value to send."""
-        error = errors.ObjectLostError.for_id(message.id, message.reason)
-        self._fail(message.id, error)
-        self._tell_of([message.id])
-
-    def _fail(self, name: bytes, error: Exception) -> None:
-        ref = self._store.reference(name)
-        if ref is not None:
-            data = failures.dump(failures.from_error(error))
-            self._broker.performer._force(ref, data, _store.KIND_ERROR_FLAG, _store.FLAG_SYSTEM_ERROR)
-
-    def _tell_of(self, objects: list[bytes]) -> None:
-        """Tasks here, and other nodes, may wait for these."""
-        self._broker.objects_there(objects)
+            self._sharing.no_room(message.id, error)
+        else:
+            self._sharing.arrived(message.id)
 
     def node_gone(self, node: bytes, reason: str) -> None:
-        """A node is dead: what was lent to it is free, what it lent and had not sent is lost."""
-        free, orphans = self.lending.node_gone(node)
-        for name in free:
-            self._kept.pop(name, None)
-        for nodes in self._wanted.values():
-            nodes.discard(node)
-        self.transfer.node_gone(node, f"it is dead: {reason}")
-        pending = []
-        for name in orphans:
-            ref = self._store.reference(name)
-            # What is on its way may have other sources.
-            if ref is not None and name not in self._incoming and not self._store.done(ref):
-                self._fail(name, errors.ObjectLostError.for_id(name, f"the node that had it is dead: {reason}"))
-                pending.append(name)
-        if pending:
-            self._tell_of(pending)
+        """A node is dead. What is being got from it comes from its other sources, or the transfer will say that it does not come."""
+        reason = f"node {node.hex()[:8]}, which sent it, is dead: {reason}"
+        self.transfer.node_gone(node, reason)
+        for name in [name for name, asked in self._pulling.items() if asked[0] == node and name not in self._incoming]:
+            self.forget(name)
+            self._sharing.not_brought(name, [node], reason)
 
     def close(self) -> None:
         """End all transfers."""
+        self._pulling.clear()
         self._incoming.clear()
         self.transfer.close()

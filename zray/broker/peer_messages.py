@@ -259,6 +259,40 @@ class Unfetch(PeerMessage, frozen=True):
     version: int
 
 
+class Located(PeerMessage, frozen=True):
+    """Who knows -> who was lent the object, or waits for the result: a large value exists, and these nodes have it. In `TasksEnded` the copy at the
+    sender is lent to the receiver."""
+
+    id: bytes
+    size: int
+    attempt: int
+    """Of the task that made it."""
+    sources: list[bytes]
+
+
+class GetValues(PeerMessage, frozen=True):
+    """Who wants values -> who has copies: send them."""
+
+    ids: list[bytes]
+
+
+class NoCopy(PeerMessage, frozen=True):
+    """Who was asked to send a value -> who asked: it is not here (any more), or is damaged."""
+
+    id: bytes
+    reason: str
+
+
+class CopyAt(PeerMessage, frozen=True):
+    """Who borrows an object -> its lender, and on to the lender's lender: a node has a copy of it now, or has none any more."""
+
+    id: bytes
+    node: bytes
+    size: int
+    attempt: int
+    there: bool
+
+
 class RunTasks(PeerMessage, frozen=True):
     """Where tasks were submitted -> where they shall run. All objects they name are lent to the receiver, each once."""
 
@@ -270,6 +304,8 @@ class RunTasks(PeerMessage, frozen=True):
     """Those that the receiver may not know."""
     tasks: list[TaskSpec]
     lent: list[bytes]
+    places: list[Located]
+    """Where those of the lent objects are that are large."""
 
 
 class CallActorAway(PeerMessage, frozen=True):
@@ -375,7 +411,7 @@ class ActorIs(PeerMessage, frozen=True):
 
 
 class TasksEnded(PeerMessage, frozen=True):
-    """Where tasks ran -> where they were submitted: ends, with the results that are small; larger ones follow."""
+    """Where tasks ran -> where they were submitted: ends, with the results that are small; larger ones stay where they are."""
 
     ids: list[bytes]
     slots: list[int]
@@ -383,6 +419,8 @@ class TasksEnded(PeerMessage, frozen=True):
     """One byte each: wire.DONE_OK or wire.DONE_ERROR."""
     micros: list[int]
     values: list[Value]
+    kept: list[Located]
+    """Large results: each is lent to the receiver, once."""
     load: NodeLoad
 
 
@@ -468,7 +506,7 @@ class AskGroup(PeerMessage, frozen=True):
 
 
 class Want(PeerMessage, frozen=True):
-    """Who was lent objects -> who lent them: send their values as soon as they are there."""
+    """Who was lent objects -> who lent them: as soon as they are there, send small values, and say where large ones are."""
 
     ids: list[bytes]
 
@@ -539,6 +577,10 @@ KINDS: Final[dict[int, type[PeerMessage]]] = {
     90: Fetch,
     91: NotFetched,
     92: Unfetch,
+    60: Located,
+    61: GetValues,
+    62: NoCopy,
+    63: CopyAt,
 }
 _FIRST_NUMBERED: Final = 20
 

@@ -51,6 +51,7 @@ class Performer:
             a.RunOn: self.run_on,
             a.RunAt: self.run_at,
             a.CancelAt: self.cancel_at,
+            a.FetchObjects: self.fetch_objects,
             a.Reopen: self.reopen,
             a.SealError: self.seal_error,
             a.SealErrors: self.seal_errors,
@@ -143,6 +144,10 @@ class Performer:
         if self.broker.remote is not None:
             self.broker.remote.run_at(action)
 
+    def fetch_objects(self, action: a.FetchObjects) -> None:
+        if self.broker.sharing is not None:
+            self.broker.sharing.fetch(action.ids)
+
     def cancel_at(self, action: a.CancelAt) -> None:
         if self.broker.remote is not None:
             self.broker.remote.cancel_at(action)
@@ -220,6 +225,8 @@ class Performer:
         data = self.failure(action.kind, action.fields)
         for ref in self._results(action.task, action.num_returns):
             self._force(ref, data, _store.KIND_ERROR_FLAG, _store.FLAG_SYSTEM_ERROR)
+        if self.broker.sharing is not None:
+            self.broker.sharing.task_ended(action.task)
         if self.broker.remote is not None:
             self.broker.remote.look_at([action.task])
 

@@ -44,6 +44,18 @@ class Locations(Protocol):
         """Return the ids of nodes that have a copy, this one among them."""
         ...
 
+    def elsewhere(self, object_id: bytes) -> bool:
+        """Return whether other nodes have a copy and this one has none."""
+        ...
+
+    def lost(self, object_id: bytes) -> bool:
+        """Return whether a value existed and has to be made again."""
+        ...
+
+    def __bool__(self) -> bool:
+        """Return whether anything is known of any object."""
+        ...
+
 
 class NothingKnown:
     """Locations where nothing is known of any object."""
@@ -57,6 +69,18 @@ class NothingKnown:
     def holders(self, object_id: bytes) -> Collection[bytes]:
         """Not known."""
         return ()
+
+    def elsewhere(self, object_id: bytes) -> bool:
+        """Not known."""
+        return False
+
+    def lost(self, object_id: bytes) -> bool:
+        """Not known."""
+        return False
+
+    def __bool__(self) -> bool:
+        """Nothing is known."""
+        return False
 
 
 class Inputs(NamedTuple):

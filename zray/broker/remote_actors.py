@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from zray.broker.cluster import Cluster
-    from zray.broker.object_exchange import ObjectExchange
+    from zray.broker.object_sharing import ObjectSharing
     from zray.broker.remote_tasks import RemoteTasks
     from zray.broker.server import Broker
     from zray.object_store import ObjectRef
@@ -54,11 +54,11 @@ class _Hosted:
 class RemoteActors:
     """One broker's dealings in actors with other nodes."""
 
-    def __init__(self, broker: Broker, cluster: Cluster, exchange: ObjectExchange, tasks: RemoteTasks) -> None:
+    def __init__(self, broker: Broker, cluster: Cluster, sharing: ObjectSharing, tasks: RemoteTasks) -> None:
         self._broker = broker
         self._store = broker.store
         self._cluster = cluster
-        self._exchange = exchange
+        self._sharing = sharing
         self._tasks = tasks
         self._hosted: dict[bytes, _Hosted] = {}
         self.behind_broker: set[bytes] = set()
@@ -254,7 +254,7 @@ class RemoteActors:
             if not isinstance(message, pm.ActorIs) or message.spec is None:
                 ready(None)
                 return
-            refs = self._exchange.borrow(owner, message.lent)
+            refs = self._sharing.borrow(owner, message.lent)
             self._handed_over.append((time.monotonic() + _HANDED_OVER_S, refs))
             ready(message.spec)
 
@@ -285,7 +285,7 @@ class RemoteActors:
         if record is None or life is None:
             self._cluster.send(node, pm.ActorIs(message.number, None, []))
         else:
-            self._cluster.send(node, pm.ActorIs(message.number, record.spec, self._exchange.lend(node, [life])))
+            self._cluster.send(node, pm.ActorIs(message.number, record.spec, self._sharing.lend(node, [life])))
 
     def name_freed(self, namespace: str, name: str) -> None:
         """An actor of ours is dead, and its name free."""
@@ -310,15 +310,15 @@ class RemoteActors:
         job = self._broker.job_specs[spec.job]
         self._broker.performer.expect_address(spec.creation.id, 0)
         shapes, lent = self._tasks.wrap(head, job.number, [spec.creation])
-        if spec.creation.id not in self._exchange.lending.borrowed:
-            self._exchange.lending.borrow(head, spec.creation.id)
+        if spec.creation.id not in self._sharing.lending.borrowed:
+            self._sharing.lending.borrow(head, spec.creation.id)
 
         def answer(reply: pm.Adopted | pm.ActorIs | None) -> None:
             if isinstance(reply, pm.Adopted) and reply.bearer == spec.creation.id:
                 if message.reply:
                     self._broker.performer.seal_reply(a.SealReply(message.reply, spec.creation.id))
             elif isinstance(reply, pm.Adopted):
-                self._exchange.lending.done_with(spec.creation.id)
+                self._sharing.lending.done_with(spec.creation.id)
                 self._taken(message, reply.bearer, reply.owner)
             elif message.reply:
                 text = "The head, which was to own this detached actor, has died. Make it again when the head is back."

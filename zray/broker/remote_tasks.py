@@ -21,13 +21,13 @@ from zray import wire
 from zray.broker import actions as a
 from zray.broker import events as e
 from zray.broker import peer_messages as pm
-from zray.ids import return_id
+from zray.ids import return_id, task_of
 
 if TYPE_CHECKING:
     from collections.abc import Container
 
     from zray.broker.cluster import Cluster
-    from zray.broker.object_exchange import ObjectExchange
+    from zray.broker.object_sharing import ObjectSharing
     from zray.broker.server import Broker
     from zray.object_store import ObjectRef
     from zray.task import CallShape, TaskSpec
@@ -45,13 +45,15 @@ _encode = msgspec.msgpack.Encoder().encode
 class _Guest:
     """A task that another node sent."""
 
-    __slots__ = ("job", "node", "results", "slot")
+    __slots__ = ("inputs", "job", "node", "results", "slot")
 
-    def __init__(self, node: bytes, slot: int, job: int, results: list[ObjectRef]) -> None:
+    def __init__(self, node: bytes, slot: int, job: int, results: list[ObjectRef], inputs: list[ObjectRef]) -> None:
         self.node = node
         self.slot = slot
         self.job = job
         self.results = results
+        self.inputs = inputs
+        """What it needs. New results hold this as well; those that were known before do not."""
 
 
 class _Away:
@@ -68,11 +70,11 @@ class _Away:
 class RemoteTasks:
     """One broker's dealings in tasks with other nodes."""
 
-    def __init__(self, broker: Broker, cluster: Cluster, exchange: ObjectExchange) -> None:
+    def __init__(self, broker: Broker, cluster: Cluster, sharing: ObjectSharing) -> None:
         self._broker = broker
         self._store = broker.store
         self._cluster = cluster
-        self._exchange = exchange
+        self._sharing = sharing
         self._guests: dict[bytes, _Guest] = {}
         self._homes: dict[int, bytes] = {}
         """Node of the driver of each job that has had guests here."""
@@ -98,9 +100,12 @@ class RemoteTasks:
     def run_at(self, action: a.RunAt) -> None:
         """Send tasks to another node."""
         job = self._broker.job_specs[action.job]
+        for spec in action.tasks:
+            self._sharing.sent(spec, action.job)
         shapes, lent = self.wrap(action.node, job.number, action.tasks)
+        places = self._sharing.places_of(lent)
         self._cluster.send(
-            action.node, pm.RunTasks(job, self.home_of(job.number), action.slot, shapes, action.tasks, lent)
+            action.node, pm.RunTasks(job, self.home_of(job.number), action.slot, shapes, action.tasks, lent, places)
         )
 
     @staticmethod
@@ -131,11 +136,11 @@ class RemoteTasks:
             for name in (*spec.deps, *spec.borrowed):
                 names[name] = None
         refs = [ref for name in names if name and (ref := self._store.reference(name)) is not None]
-        return shapes, self._exchange.lend(node, refs)
+        return shapes, self._sharing.lend(node, refs)
 
     def call_away(self, job: int, actor: bytes, calls: list[TaskSpec]) -> bool:
         """Send calls to an actor on their way to another node; False when it is not on another node, as far as is known."""
-        node = self._exchange.lending.borrowed.get(actor)
+        node = self._sharing.lending.borrowed.get(actor)
         if node is None or job not in self._broker.job_specs:
             return False
         self.call_at(node, job, actor, calls)
@@ -183,7 +188,7 @@ class RemoteTasks:
 
     def kill_away(self, actor: bytes, no_restart: bool) -> bool:
         """Have an actor on another node killed; False when it is not on another node."""
-        node = self._exchange.lending.borrowed.get(actor)
+        node = self._sharing.lending.borrowed.get(actor)
         if node is not None:
             self._cluster.send(node, pm.KillActorAway(actor, no_restart))
         return node is not None
@@ -211,9 +216,8 @@ class RemoteTasks:
         for spec in message.tasks:
             shape = broker.shapes[spec.shape]
             held = [lent[name] for name in (*spec.deps, *spec.borrowed) if name in lent]
-            results = [self._expect(spec, 0, held)]
-            results += [self._expect(spec, index, []) for index in range(1, shape.num_returns)]
-            self._guests[spec.id] = _Guest(node, message.slot, guest_job, results)
+            results = self._expect(spec, shape.num_returns, held, None)
+            self._guests[spec.id] = _Guest(node, message.slot, guest_job, results, held)
             self.keep_function(job, shape.function, lent)
             missing.append(broker._missing((shape.function, *spec.deps)))
         lacking = missing if any(missing) else None
@@ -234,7 +238,8 @@ class RemoteTasks:
         if message.shapes:
             broker.records.shapes_defined(message.shapes)
             broker.tell(e.ShapesDefined(message.shapes))
-        return {ref.binary(): ref for ref in self._exchange.borrow(node, message.lent)}
+        places = message.places if isinstance(message, pm.RunTasks) else []
+        return {ref.binary(): ref for ref in self._sharing.borrow(node, message.lent, places)}
 
     def call(self, node: bytes, message: pm.CallActorAway) -> None:
         """Take in calls of another node to an actor that lives here, or further on."""
@@ -260,11 +265,8 @@ class RemoteTasks:
             held = [lent[name] for name in (*call.deps, *call.borrowed) if name in lent]
             if life is not None:
                 held.append(life)
-            results = [self._expect(call, 0, held, _encode(call))]
-            results += [
-                self._expect(call, index, []) for index in range(1, self._broker.shapes[call.shape].num_returns)
-            ]
-            self._guests[call.id] = _Guest(node, 0, GUEST_BIT | job, results)
+            results = self._expect(call, self._broker.shapes[call.shape].num_returns, held, _encode(call))
+            self._guests[call.id] = _Guest(node, 0, GUEST_BIT | job, results, held)
 
     def _admit(self, message: Wrapped) -> None:
         """Let the job of guests be known: as a job of guests, and for what they submit themselves."""
@@ -280,12 +282,22 @@ class RemoteTasks:
         broker.job_specs[guest_job] = message.job
         broker.tell(e.JobStarted(msgspec.structs.replace(message.job, number=guest_job), 0, guest=True))
 
-    def _expect(self, spec: TaskSpec, index: int, held: list[ObjectRef], body: bytes | None = None) -> ObjectRef:
-        """Make the pending result of a guest, of the attempt that it is."""
-        ref = self._store.expect(return_id(spec.id, index), 0, held, body, "")
-        while self._store.attempt(ref) < spec.attempt and self._store.retry(ref, 0) is not None:
-            pass
-        return ref
+    def _expect(self, spec: TaskSpec, num_returns: int, held: list[ObjectRef], body: bytes | None) -> list[ObjectRef]:
+        """Make the pending results of a guest, of one attempt. Those that this node has borrowed are its own to make from now on; they may have come
+        to a later attempt than the task: then it is of that one here."""
+        refs = []
+        for index in range(max(1, num_returns)):
+            name = return_id(spec.id, index)
+            ref = self._sharing.make_here(name)
+            if ref is None:
+                ref = self._store.expect(name, 0, [] if index else held, None if index else body, "")
+            refs.append(ref)
+        pending = [ref for ref in refs if not self._store.done(ref)]
+        spec.attempt = max([spec.attempt, *(self._store.attempt(ref) for ref in pending)])
+        for ref in pending:
+            while self._store.attempt(ref) < spec.attempt and self._store.retry(ref, 0) is not None:
+                pass
+        return refs
 
     def look_at(self, tasks: list[bytes], statuses: bytes = b"", micros: list[int] | None = None) -> None:
         """Some tasks may have ended: report those that are guests. One whose results are there, but whose worker has not said so,
@@ -296,7 +308,7 @@ class RemoteTasks:
         ended: dict[bytes, list[tuple[bytes, int, int]]] = {}
         for index, task in enumerate(tasks):
             guest = self._guests.get(task)
-            if guest is not None and not keeps(task) and all(self._store.done(ref) for ref in guest.results):
+            if guest is not None and not keeps(task) and all(self._exists(ref) for ref in guest.results):
                 status = statuses[index] if statuses else wire.DONE_ERROR
                 ended.setdefault(guest.node, []).append((task, status, micros[index] if micros else 0))
         if ended and self._broker.output is not None:
@@ -304,18 +316,18 @@ class RemoteTasks:
         for node, ends in ended.items():
             self._report(node, ends)
 
+    def _exists(self, ref: ObjectRef) -> bool:
+        """Whether a result is there, or (of a call that was sent on) kept on another node."""
+        return self._store.done(ref) or self._sharing.locations.elsewhere(ref.binary())
+
     def _report(self, node: bytes, ends: list[tuple[bytes, int, int]]) -> None:
-        values: list[pm.Value] = []
+        results: list[ObjectRef] = []
         slots = []
         for task, _, _ in ends:
             guest = self._guests.pop(task)
             slots.append(guest.slot)
-            for ref in guest.results:
-                value = self._exchange.value(node, ref)
-                if isinstance(value, pm.Lost):
-                    self._cluster.send(node, value)
-                else:
-                    values.append(value)
+            results += guest.results
+        values, kept = self._sharing.results(node, results)
         self._cluster.send(
             node,
             pm.TasksEnded(
@@ -324,6 +336,7 @@ class RemoteTasks:
                 bytes(status for _, status, _ in ends),
                 [micros for _, _, micros in ends],
                 values,
+                kept,
                 self._broker._own_load(),
             ),
         )
@@ -344,7 +357,13 @@ class RemoteTasks:
             for task in message.ids:
                 calls.pop(task, None)
         for value in message.values:
-            self._exchange.received(node, value)
+            self._sharing.exchange.received(node, value)
+        kept: dict[bytes, list[bytes]] = {}
+        for place in message.kept:
+            kept.setdefault(task_of(place.id), []).append(place.id)
+            self._sharing.located(node, place, True)
+        for task in message.ids:
+            self._sharing.task_ended(task, kept.get(task, ()))
         by_slot: dict[int, list[int]] = {}
         for index, slot in enumerate(message.slots):
             by_slot.setdefault(slot, []).append(index)
@@ -364,6 +383,7 @@ class RemoteTasks:
         self._homes.pop(job, None)
         self._functions.pop(job, None)
         self.forget_code(job)
+        self._sharing.job_over(job)
         for task in [task for task, guest in self._guests.items() if guest.job == GUEST_BIT | job]:
             del self._guests[task]
         for number in (GUEST_BIT | job, job):

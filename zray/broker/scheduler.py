@@ -106,6 +106,7 @@ class Scheduler:
             events.ShapesDefined: self._shapes_defined,
             events.TasksSubmitted: tasks.submitted,
             events.ObjectsReady: tasks.objects_ready,
+            events.ObjectsMade: tasks.objects_made,
             events.TasksFinished: tasks.finished,
             events.WorkerStarted: self._worker_started,
             events.WorkerIsReady: self._worker_is_ready,

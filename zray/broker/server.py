@@ -26,7 +26,7 @@ from zray.broker import revival, status
 from zray.broker.cluster import JOB_BITS, Cluster
 from zray.broker.groups import Groups
 from zray.broker.membership import NEVER, NodeInfo, NodeLoad, State
-from zray.broker.object_exchange import ObjectExchange
+from zray.broker.object_sharing import ObjectSharing
 from zray.broker.output import RemoteOutput
 from zray.broker.performer import Performer
 from zray.broker.processes import (
@@ -139,7 +139,7 @@ class Broker:
         self.records.gcs.on_taken = self._end_because
         self.performer = Performer(self)
         self.cluster: Cluster | None = None
-        self.exchange: ObjectExchange | None = None
+        self.sharing: ObjectSharing | None = None
         self.remote: RemoteTasks | None = None
         self.remote_actors: RemoteActors | None = None
         self.output: RemoteOutput | None = None
@@ -163,6 +163,7 @@ class Broker:
             wire.Blocked: lambda m: self.tell(e.WorkerBlocked(m.worker)),
             wire.Unblocked: lambda m: self.tell(e.WorkerUnblocked(m.worker)),
             wire.Sealed: self._sealed,
+            wire.Wanted: self._wanted,
             wire.LeaseRequest: lambda m: self.tell(e.LeaseRequested(m.process, m.job, m.shape, m.reply)),
             wire.LeaseReturn: lambda m: self.tell(e.LeaseReturned(m.worker, m.epoch)),
             wire.CreateActor: self._create_actor,
@@ -187,7 +188,8 @@ class Broker:
         try:
             next_tick = time.monotonic() + _TICK_S
             while self.running:
-                cluster, exchange = self.cluster, self.exchange
+                cluster = self.cluster
+                exchange = None if self.sharing is None else self.sharing.exchange
                 wake_at = min(next_tick, self.scheduler.wake_at, NEVER if cluster is None else cluster.wake_at)
                 if exchange is not None:
                     wake_at = min(wake_at, exchange.transfer.wake_at)
@@ -289,6 +291,8 @@ class Broker:
             self.remote.forget_code(number)
         if self.output is not None:
             self.output.job_over(number)
+        if self.sharing is not None:
+            self.sharing.job_over(number)
         self.records.job_ended(job.spec, reason)
         self.poller.remove(job.pidfd)
         os.close(job.pidfd)
@@ -309,17 +313,35 @@ class Broker:
         self.tell(e.ShapesDefined(message.shapes))
 
     def _missing(self, deps: tuple[bytes, ...]) -> tuple[bytes, ...]:
-        """The dependencies that are not sealed; the store will tell when they are."""
-        missing = tuple([dep for dep in deps if self.store.watch(dep) is True])
-        for dep in missing:
-            self.watched[dep] = None
+        """The dependencies that are not sealed here, where they are needed: those on other nodes are brought. The store will tell when they are."""
+        missing = self._unsealed(deps)
+        if missing and self.sharing is not None:
+            self.sharing.fetch(missing)
         return missing
+
+    def _not_made(self, deps: tuple[bytes, ...]) -> tuple[bytes, ...]:
+        """The dependencies that do not exist anywhere yet."""
+        missing = self._unsealed(deps)
+        if missing and self.sharing is not None:
+            elsewhere = self.sharing.locations.elsewhere
+            return tuple([dep for dep in missing if not elsewhere(dep)])
+        return missing
+
+    def _unsealed(self, deps: tuple[bytes, ...]) -> tuple[bytes, ...]:
+        unsealed = tuple([dep for dep in deps if self.store.watch(dep) is True])
+        for dep in unsealed:
+            self.watched[dep] = None
+        return unsealed
+
+    def submit_again(self, job: int, spec: TaskSpec) -> None:
+        """Run a task of this node again: its results are lost."""
+        self.tell(e.TasksSubmitted(job, 0, b"", [spec], [self._not_made(spec.deps)]))
 
     def _submit_tasks(self, message: wire.SubmitTasks) -> None:
         missing: list[tuple[bytes, ...]] | None = None
         for index, spec in enumerate(message.tasks):
             if spec.deps:
-                lacking = self._missing(spec.deps)
+                lacking = self._not_made(spec.deps)
                 if lacking:
                     if missing is None:
                         missing = [()] * len(message.tasks)
@@ -334,6 +356,8 @@ class Broker:
         worker = self.workers.get(message.worker)
         if worker is not None and names and not worker.job & GUEST_BIT:  # rows of guests are where they came from
             self.records.tasks_finished(worker.job, message.worker, names, message.statuses, message.micros)
+        if self.sharing is not None and len(self.sharing.recovery):
+            self.sharing.ended_here(names, message.statuses)
         self.tell(e.TasksFinished(message.worker, names, message.statuses, message.micros, message.idle))
         if self.remote is not None:
             self.remote.look_at(names, message.statuses, message.micros)
@@ -346,9 +370,19 @@ class Broker:
         for object_id in done:
             self.watched.pop(object_id, None)
         self.tell(e.ObjectsReady(done))
-        if self.exchange is not None and self.remote is not None:
-            self.exchange.sealed(done)
+        if self.sharing is not None and self.remote is not None:
+            self.sharing.sealed(done)
             self.remote.look_at([_store.with_index(object_id, 0) for object_id in done])
+
+    def objects_made(self, names: list[bytes]) -> None:
+        """These exist, on other nodes."""
+        self.tell(e.ObjectsMade(names))
+        if self.remote is not None:
+            self.remote.look_at([_store.with_index(name, 0) for name in names])
+
+    def _wanted(self, message: wire.Wanted) -> None:
+        if self.sharing is not None:
+            self.sharing.want([message.ids[i : i + 16] for i in range(0, len(message.ids), 16)])
 
     def look_again(self, objects: list[bytes]) -> None:
         """Tell the scheduler which of these are sealed although no notice came (its sender may have died)."""
@@ -399,9 +433,9 @@ class Broker:
     def is_elsewhere(self, actor: bytes) -> bool:
         """Whether an actor lives on another node, as far as is known here."""
         known = self.scheduler.node.actors
-        if self.exchange is None or actor in known.actors or actor in known.dead:
+        if self.sharing is None or actor in known.actors or actor in known.dead:
             return False
-        return actor in self.exchange.lending.borrowed
+        return actor in self.sharing.lending.borrowed
 
     def _kill_actor(self, message: wire.KillActor) -> None:
         self.kill_actor(message.actor, message.no_restart)
@@ -485,8 +519,8 @@ class Broker:
                 self.running = False
             elif fd == self.forks.fileno():
                 self._serve_fork_parent()
-            elif self.exchange is not None and fd == self.exchange.transfer.fileno():
-                self.exchange.transfer.take_in()
+            elif self.sharing is not None and fd == self.sharing.exchange.transfer.fileno():
+                self.sharing.exchange.transfer.take_in()
             else:
                 for number, job in list(self.jobs.items()):
                     if job.pidfd == fd:
@@ -557,6 +591,8 @@ class Broker:
             orphans, bare, claimed = self._orphans(worker.process)
             self.unsent.died(worker.process, time.monotonic())
             self.tell(e.ProcessGone(worker.process))
+            if self.sharing is not None:
+                self.sharing.look_at_wants()
         self.tell(e.WorkerExited(number, report.status, oom, orphans, bare, claimed))
         if worker.outbox is not None:
             worker.outbox.close()
@@ -624,7 +660,7 @@ class Broker:
 
     def _tick(self, now: float) -> None:
         while (name := self.store.next_zombie()) is not None:
-            if self.exchange is None or not self.exchange.unreferenced(name):
+            if self.sharing is None or not self.sharing.unreferenced(name):
                 self._actor_event(name, e.ActorUnreferenced(name))
             elif self.remote_actors is not None:
                 self.remote_actors.unreferenced(name)
@@ -633,8 +669,8 @@ class Broker:
         if self.performer.interrupts:
             self.performer.repeat_interrupts()
         self._repeat_early(now)
-        if self.exchange is not None:
-            self.exchange.look_for_unwanted()
+        if self.sharing is not None:
+            self.sharing.look_for_unwanted()
         if self._exits_ahead:
             self._serve_exits_ahead()
         busy = frozenset(w.number for w in self.workers.values() if w.process and self.store.expected(w.process))
@@ -690,10 +726,13 @@ class Broker:
 
     def _work_with(self, cluster: Cluster) -> None:
         """Take part in what nodes do for one another."""
-        exchange = self.exchange = ObjectExchange(self, cluster)
-        remote = self.remote = RemoteTasks(self, cluster, exchange)
-        self.remote_actors = RemoteActors(self, cluster, exchange, remote)
+        self.store.add_global(wire.GLOBAL_CLUSTER, 1)
+        sharing = self.sharing = ObjectSharing(self, cluster)
+        exchange = sharing.exchange
+        remote = self.remote = RemoteTasks(self, cluster, sharing)
+        self.remote_actors = RemoteActors(self, cluster, sharing, remote)
         self.output = RemoteOutput(self, cluster, remote)
+        self.scheduler.node.locations = sharing.locations
         self.poller.add(exchange.transfer.fileno())
         cluster.on_peer = self._peer_changed
         cluster.serve_also(pm.RunTasks, remote.run)
@@ -702,7 +741,12 @@ class Broker:
         cluster.serve_also(pm.CallActorAway, remote.call)
         cluster.serve_also(pm.KillActorAway, lambda _, m: self.kill_actor(m.actor, m.no_restart))
         cluster.serve_also(pm.JobOver, self._job_over_elsewhere)
-        cluster.serve_also(pm.Want, lambda node, m: exchange.wanted(node, m.ids))
+        cluster.serve_also(pm.Want, lambda node, m: sharing.wanted(node, m.ids))
+        cluster.serve_also(pm.Located, lambda node, m: sharing.located(node, m, False))
+        cluster.serve_also(pm.GetValues, lambda node, m: sharing.fetch_for(node, m.ids))
+        cluster.serve_also(pm.CopyAt, sharing.copy_at)
+        cluster.serve_also(pm.Lost, lambda _, m: sharing.lost_at_lender(m))
+        cluster.serve_also(pm.GiveBack, lambda node, m: sharing.given_back(node, m.ids))
         cluster.serve_also(pm.Value, exchange.received)
         cluster.serve_also(pm.Ask, exchange.transfer.asked)
         cluster.serve_also(pm.Took, exchange.transfer.took)
@@ -711,8 +755,7 @@ class Broker:
         cluster.serve_also(pm.Chunk, by_link.chunk)
         cluster.serve_also(pm.NotFetched, by_link.not_fetched)
         cluster.serve_also(pm.Unfetch, by_link.unwanted)
-        cluster.serve_also(pm.Lost, lambda _, m: exchange.lost(m))
-        cluster.serve_also(pm.GiveBack, lambda node, m: exchange.given_back(node, m.ids))
+        cluster.serve_also(pm.NoCopy, exchange.no_copy)
 
     def _ended_elsewhere(self, node: bytes, message: pm.TasksEnded) -> None:
         assert self.remote is not None
@@ -735,12 +778,13 @@ class Broker:
             )
             self.groups.node_seen(info, load)
             return
-        if self.exchange is None or self.remote is None or self.remote_actors is None:
+        if self.sharing is None or self.remote is None or self.remote_actors is None:
             return
+        lost = self.sharing.mark_lost(node)
         self.tell(e.PeerGone(node, reason, self.remote.take_away_calls(node, self.scheduler.node.actors.actors)))
         self.remote.node_gone(node, reason)
         self.remote_actors.node_gone(node)
-        self.exchange.node_gone(node, reason)
+        self.sharing.node_gone(node, reason, lost)
         self.groups.node_gone(node, reason)
 
     def _own_load(self) -> NodeLoad:
@@ -796,8 +840,8 @@ class Broker:
         for worker in self.workers.values():
             kill_group(worker.pid)
         kill_group_of_fork_parent(self.forks.pid)
-        if self.exchange is not None:
-            self.exchange.close()
+        if self.sharing is not None:
+            self.sharing.exchange.close()
         if self.cluster is not None:
             self.cluster.close("it was ended")
         self.records.gcs.close()

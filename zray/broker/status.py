@@ -108,12 +108,11 @@ def statistics(broker: Broker, _: str) -> dict[str, Any]:
         found["malformed_peer_frames"] = broker.cluster.links.malformed
         found["frames_not_passed"] = broker.cluster.links.not_passed
         found["clients"] = len(broker.cluster.clients())
-    if broker.exchange is not None and broker.remote is not None:
-        found["objects_lent"] = len(broker.exchange.lending.lent)
-        found["objects_borrowed"] = len(broker.exchange.lending.borrowed)
+    if broker.sharing is not None and broker.remote is not None:
+        found.update(broker.sharing.statistics())
         found["guests"] = broker.remote.guests
-        found["bytes_sent"] = broker.exchange.transfer.sent_bytes
-        found["bytes_received"] = broker.exchange.transfer.bulk.received_bytes
+        found["bytes_sent"] = broker.sharing.exchange.transfer.sent_bytes
+        found["bytes_received"] = broker.sharing.exchange.transfer.bulk.received_bytes
     return found
 
 

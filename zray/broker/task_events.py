@@ -68,7 +68,7 @@ class TaskEvents:
                 ready.append(spec)
             elif spec.id not in node.tasks.home:
                 spec.shape = shape.key
-                waiting = Waiting(spec, node.tasks.queue_for(job, shape), None)
+                waiting = Waiting(spec, node.tasks.queue_for(job, shape), None, job.guest)
                 node.tasks.home[spec.id] = waiting
                 node.dependencies.add(waiting, missing[index])
         return ready
@@ -133,12 +133,20 @@ class TaskEvents:
     def objects_ready(self, event: events.ObjectsReady, now: float) -> None:
         self._wake(event.ids)
 
+    def objects_made(self, event: events.ObjectsMade, now: float) -> None:
+        for object_id in event.ids:
+            for waiting in self.node.dependencies.made(object_id):
+                if waiting.queue is not None:
+                    self.node.tasks.enqueue(waiting.queue, waiting.spec)
+
     def _wake(self, objects: list[bytes]) -> None:
         node = self.node
         for object_id in objects:
             for waiting in node.dependencies.ready(object_id):
                 if waiting.actor is not None:
                     self._actors.arguments_ready(waiting.actor)
+                elif waiting.queue is not None and waiting.fetching:
+                    node.tasks.requeue(waiting.queue, waiting.spec)
                 elif waiting.queue is not None:
                     node.tasks.enqueue(waiting.queue, waiting.spec)
 
