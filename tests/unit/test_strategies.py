@@ -14,7 +14,7 @@ from zray.broker import actions as a
 from zray.broker import events as e
 from zray.broker.ledger import Ledger
 from zray.broker.peers import Peer
-from zray.broker.placement import NEVER, WAIT, Inputs, LocalPolicy, expected_wait
+from zray.broker.placement import NEVER, WAIT, Inputs, LocalPolicy, NothingKnown, expected_wait
 from zray.broker.settings import SchedulerConfig
 from zray.placing import ABSENT, EXISTS, GROUP, IN, NODE, NOT_IN, SPREAD, GroupSpec, Requirement, Strategy
 from zray.resources import UNIT
@@ -221,7 +221,7 @@ def test_labels_are_a_filter_or_a_wish() -> None:
 # -- least wait and locality ---------------------------------------------------------------------------------------------------
 
 
-class Atlas:
+class Atlas(NothingKnown):
     """Where objects are."""
 
     def __init__(self, **known: tuple[float, Collection[int]]) -> None:
