@@ -13,7 +13,7 @@
 void zc_setup(void);
 /* Return the sum of what went before (crc; 0: nothing did) and `size` bytes more. */
 uint32_t zc_crc32c(uint32_t crc, const void *data, size_t size);
-/* memcpy, and return the sum of what was written, read back from the target. */
+/* memcpy, past the caches, and return the sum of what was copied. */
 uint32_t zc_copy_crc32c(void *to, const void *from, size_t size);
 /* The same sum without the processor's instruction for it, for tests. */
 uint32_t zc_crc32c_tables(uint32_t crc, const void *data, size_t size);

@@ -382,7 +382,7 @@ cdef class Filling:
         return memoryview(self)
 
     def write(self, uint64_t offset, piece):
-        """Copy a piece to its place; return the CRC-32C of what is there now. ValueError when it lies outside, or the object is sealed."""
+        """Copy a piece to its place; return its CRC-32C. ValueError when it lies outside, or the object is sealed."""
         cdef Py_buffer view
         cdef uint32_t crc
         PyObject_GetBuffer(piece, &view, PyBUF_SIMPLE)

@@ -45,7 +45,7 @@ class Place(Protocol):
     """Where a value comes in pieces, in any order (`ObjectStore.place`). Dropped before it is sealed, the object is pending as before."""
 
     def write(self, offset: int, piece: memoryview) -> int:
-        """Copy a piece to its place; return the CRC-32C of what is there now."""
+        """Copy a piece to its place; return its CRC-32C."""
 
     def view(self) -> memoryview:
         """Return a view of all bytes, written or not, which keeps them in place."""

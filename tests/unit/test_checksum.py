@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import random
+from typing import TYPE_CHECKING
 
 import pytest
 
-from zray._store import crc32c
+from zray._store import PROC_BROKER, Store, crc32c
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @pytest.mark.parametrize(
@@ -47,3 +51,33 @@ def test_any_flipped_bit_changes_it() -> None:
         data[bit // 8] ^= 1 << bit % 8
         assert crc32c(data) != good
         data[bit // 8] ^= 1 << bit % 8
+
+
+def test_copies_have_the_sum_of_what_was_copied(tmp_path: Path) -> None:
+    """At all alignments, also across the blocks in which pieces are copied."""
+    with open(tmp_path / "store", "w+b") as file:
+        Store.format(file.fileno(), 4 << 20, 100)
+        store = Store(file.fileno())
+        store.register(PROC_BROKER)
+        rng = random.Random(5)
+        data = rng.randbytes(200_000)
+        ref = store.expect(bytes(range(16)), 0, None, None, "")
+        filling = store.fill(ref, len(data), 0)
+        assert filling is not None
+        written = bytearray(len(data))
+        for _ in range(200):
+            start = rng.randrange(len(data))
+            size = min(rng.choice([0, 1, 63, 64, 65, 12_288, 12_289, 100_000]), len(data) - start)
+            piece = memoryview(data)[start : start + size]
+            assert filling.write(start, piece) == crc32c(piece)
+            written[start : start + size] = piece
+            assert filling.view() == written
+        with pytest.raises(ValueError, match="no piece"):
+            filling.write(len(data) - 1, b"xy")
+        filling.write(0, data)
+        assert filling.seal(0, 0, [])
+        assert bytes(store.read(ref)[2]) == data
+        del filling
+        store.check()
+        del ref
+        store.close()
