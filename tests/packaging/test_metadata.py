@@ -32,7 +32,7 @@ def test_required_packages_are_few_and_known(project: dict[str, list[str]]) -> N
 
 
 def test_extras_and_script(project: dict[str, dict[str, object]]) -> None:
-    assert set(project["optional-dependencies"]) == {"cluster", "demo", "test"}
+    assert set(project["optional-dependencies"]) == {"cluster", "demo", "redis", "test"}
     assert project["scripts"] == {"zray": "zray.cli:main", "zray-cluster": "zray.launcher.cli:main"}
 
 
