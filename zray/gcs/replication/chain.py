@@ -183,7 +183,7 @@ class Replica:
         """Outside the chain: these rows are a beginning of the history, which entries can be added to."""
         self._assembling: tuple[bytes, int, int] | None = None
         """Snapshot that is coming: from whom, of which entry, how many parts."""
-        self._assembled: list[bytes] = []
+        self._assembled: dict[int, bytes] = {}
         self._join_at = 0.0
 
     # -- what it is ----------------------------------------------------------------------------------------------------
@@ -238,7 +238,7 @@ class Replica:
         self.lease_until = -NEVER
         if tail != configuration.tail:
             self._assembling = None
-            self._assembled = []
+            self._assembled = {}
         self._ack_wanted = False
         self._acked_up = 0
         self._join_at = now
@@ -597,8 +597,8 @@ class Replica:
         joiner.heard = now
         if joiner.snapshot is not None and message.parts > joiner.acked_parts:
             joiner.acked_parts = message.parts
-            joiner.resend_at = NEVER
-            joiner.pause = 0.0
+            joiner.pause = self._timing.resend
+            joiner.resend_at = now + joiner.pause
             if message.parts >= joiner.snapshot.count:
                 joiner.snapshot = None
                 self._trim()
@@ -660,19 +660,21 @@ class Replica:
             if self._assembling is not None and message.number < self._assembling[1]:
                 return
             self._assembling = key
-            self._assembled = []
-        if message.index == len(self._assembled):
-            self._assembled.append(message.data)
-        self._send(sender, SnapshotAck(message.number, len(self._assembled)))
-        if len(self._assembled) == message.count:
-            sessions, *parts = self._assembled
+            self._assembled = {}
+        self._assembled[message.index] = message.data
+        got = 0
+        while got in self._assembled:
+            got += 1
+        self._send(sender, SnapshotAck(message.number, got))
+        if got == message.count:
+            sessions, *parts = [self._assembled[index] for index in range(got)]
             self._empty()
             self.sessions.restore(sessions)
             self.state.restore(parts)
             self.last = self.committed = message.number
             self.follows = True
             self._assembling = None
-            self._assembled = []
+            self._assembled = {}
 
     # -- time ----------------------------------------------------------------------------------------------------------
 

@@ -15,8 +15,12 @@ and saves both before it answers: a restarted member has the same votes, or must
 Leases. A member that has accepted nothing for the next epoch may grant the head and the tail of the newest one a lease: for
 `Timing.held()` it accepts no configuration without the holder, unless the holder is known to have ended. Holders need a
 majority. So when a configuration without the holder is decided, some member of a majority for it was in the majority of
-the lease, and has waited until it ran out: nobody serves beside its successor. (Gray and Cheriton, Leases, 1989.) What was
-granted is not saved: a member that is started again accepts nothing for as long as any lease could still last.
+the lease, and has waited until it ran out: nobody serves beside its successor. (Gray and Cheriton, Leases, 1989.)
+
+A holder that stays in the next configuration may not hear of it, and go on under its old lease; the members of the next council
+may be others than those that granted it. So whoever learns a configuration takes each of its replicas for the holder of a
+lease that was granted just now: none of an older epoch can be younger. What was granted is not saved either: a member that
+is started again accepts nothing without all replicas for as long as any lease could still last.
 """
 
 from __future__ import annotations
@@ -112,8 +116,8 @@ class Voter:
         self._store.save(votes)
         self.votes = votes
 
-    def learn(self, configuration: Configuration) -> bool:
-        """Take note of a decision; return whether it is news."""
+    def learn(self, configuration: Configuration, now: float) -> bool:
+        """Take note of a decision; return whether it is news. OSError: it could not be saved; nothing has changed."""
         known = self.votes.decided
         if known is not None and known.epoch >= configuration.epoch:
             assert known.epoch > configuration.epoch or known == configuration, (
@@ -122,7 +126,11 @@ class Voter:
             return False
         self._store.save(votes := Votes(configuration))
         self.votes = votes
-        self._grants.clear()
+        self._grants = {holder: until for holder, until in self._grants.items() if until > now}
+        for place in configuration.chain:
+            self._grants[place.id, place.life] = now + self._timing.held()
+        if ChainFault.LEASES_END_WITH_EPOCH in self._faults:
+            self._grants.clear()
         self._lease_pause = -NEVER
         return True
 
@@ -137,7 +145,7 @@ class Voter:
     def _answer(self, message: Prepare | Accept | LeaseAsk, now: float) -> AnyMessage | None:
         if isinstance(message, LeaseAsk):
             return self._grant(message, now)
-        self.learn(message.base)
+        self.learn(message.base, now)
         decided = self.votes.decided
         assert decided is not None
         if decided.epoch > message.base.epoch:
@@ -175,7 +183,7 @@ class Voter:
         until = [end for holder, end in self._grants.items() if holder not in ended and holder not in stays]
         base = self.votes.decided
         assert base is not None
-        if any((place.id, place.life) not in ended | stays for place in (base.head, base.tail)):
+        if any((place.id, place.life) not in ended | stays for place in base.chain):
             until.append(self._quiet_until)
         return max([0.0, *(end - now for end in until)])
 

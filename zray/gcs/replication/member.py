@@ -145,7 +145,7 @@ class Member:
 
     def _learn(self, configuration: Configuration, now: float) -> None:
         try:
-            self.voter.learn(configuration)
+            self.voter.learn(configuration, now)
         except OSError:
             self.failures += 1
         if configuration.epoch <= self.replica.epoch:
@@ -294,16 +294,15 @@ class Member:
         return {name for name in configuration.members() if name in self._down or self._is_silent(name, now)}
 
     def _gone(self) -> tuple[Place, ...]:
-        """Head and tail, if their lives are known to have ended."""
+        """Replicas whose lives are known to have ended."""
         configuration = self.configuration
         assert configuration is not None
-        ends = {place.id: place for place in (configuration.head, configuration.tail)}
-        former = {self.place.id: self.place.life - 1}
         return tuple(
             [
                 place
-                for place in ends.values()
-                if place.life <= self._ended.get(place.id, -1) or place.life <= former.get(place.id, -1)
+                for place in configuration.chain
+                if place.life <= self._ended.get(place.id, -1)
+                or (place.id == self.place.id and place.life < self.place.life)
             ]
         )
 
@@ -356,6 +355,7 @@ class Member:
 
     def _propose(self, configuration: Configuration, wanted: Configuration, now: float) -> None:
         self._round += 1
+        self._propose_at = NEVER
         if configuration.position(wanted.tail) < 0 and self.replica.ready_to_join() is not None:
             self.replica.proposed()
         campaign = Campaign(
