@@ -202,8 +202,11 @@ class Client:
     def act(self) -> None:
         """Ask for something, and again after a while."""
         rng = self.world.rng
-        if len(self.open) < 2 and not self.world.closing:
-            self.ask(rng.choice([PUT, PUT, SWAP, SWAP, READ, READ, READ]), rng.choice(KEYS))
+        kind = rng.choice([PUT, PUT, SWAP, SWAP, READ, READ, READ])
+        # Reads go on while writes wait: who is cut off together with an old tail should find out.
+        waiting = sum((operation.kind == READ) == (kind == READ) for operation in self.open.values())
+        if waiting < 2 and not self.world.closing:
+            self.ask(kind, rng.choice(KEYS))
         self.world.after(rng.uniform(0.001, 0.04), self.act)
 
     def ask(self, kind: str, key: bytes) -> None:
@@ -284,7 +287,9 @@ class World:
         self.configurations: dict[int, Configuration] = {}
         self.history: dict[int, bytes] = {}
         self.kills = self.partitions = self.pauses = 0
-        self.processes = [Process(self, number) for number in range(1, 1 + (processes or self.rng.choice([3, 3, 4, 5])))]
+        self.processes = [
+            Process(self, number) for number in range(1, 1 + (processes or self.rng.choice([3, 3, 4, 5])))
+        ]
         self.clients = [Client(self, number) for number in range(clients)]
         self._by_id: dict[bytes, Process | Client] = {one.id: one for one in [*self.processes, *self.clients]}
         self.processes[0].start(first=True)
@@ -334,7 +339,9 @@ class World:
     def misfortune(self) -> None:
         if self.closing:
             return
-        kind = self.rng.choice([self.kill, self.kill, self.kill, self.pause, self.separate, self.deafen, self.isolate, self.isolate])
+        kind = self.rng.choice(
+            [self.kill, self.kill, self.kill, self.pause, self.separate, self.deafen, self.isolate, self.isolate]
+        )
         kind()
         self.after(self.rng.expovariate(1 / self.trouble), self.misfortune)
 
@@ -345,7 +352,9 @@ class World:
         for other in self.processes:
             votes = other.disk.votes or Votes()
             chains += [one.chain for one in (votes.accepted, votes.decided) if one is not None and one.epoch > newest]
-        lives = {(other.id, other.life) for other in self.processes if other.member is not None and other is not process}
+        lives = {
+            (other.id, other.life) for other in self.processes if other.member is not None and other is not process
+        }
         return all(any((place.id, place.life) in lives for place in chain) for chain in chains)
 
     def kill(self) -> None:

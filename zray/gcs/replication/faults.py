@@ -17,7 +17,9 @@ class ChainFault(enum.Enum):
     READ_AT_HEAD = "the head answers reads from rows that the tail may not have"
     READ_WITHOUT_LEASE = "a tail reads although its lease has run out"
     LEASE_NOT_WAITED_OUT = "a configuration is accepted while the tail that it removes may still read"
-    LEASES_END_WITH_EPOCH = "a member of the council forgets the leases of earlier epochs, whose holders may not know that these are over"
+    LEASES_END_WITH_EPOCH = (
+        "a member of the council forgets the leases of earlier epochs, whose holders may not know that these are over"
+    )
     LEASE_FORGOTTEN_ON_RESTART = "a member of the council forgets with its process the leases that it has granted"
     LEASE_DRIFT_IGNORED = "a lease counts from its arrival and as long as it was granted for"
     VOTE_FORGOTTEN_ON_RESTART = "a member of the council votes again in an epoch in which it has voted"
