@@ -16,7 +16,8 @@ its successor what that may lack, the new tail answers whatever its predecessor 
 takes new requests. Nothing acknowledged is lost: it is in the history of all, and one of them stays. Nothing can be
 acknowledged in the old epoch any more: that needs every replica of it, and one of those has gone on.
 
-A replica that was left out although it lives throws its rows away: some of them nobody else may have. It can join again.
+A replica that was left out although it lives has rows that nobody else may have: nothing is added to them any more. It can
+join again, and throws them away when it has got a whole snapshot.
 
 Joining. The tail sends who joins a snapshot and then each entry that follows, while writes go on. When that has nearly
 everything, the tail closes the *gate*: from then on it acknowledges nothing (and reads nothing out) that the new one has not.
@@ -268,10 +269,9 @@ class Replica:
         self.joiner = None
         self._reads.clear()
         self._repeats.clear()
-        if removed and ChainFault.REMOVED_KEEPS_ROWS not in self._faults:
-            self._empty()
-        elif removed:
-            self.follows = True
+        if removed:
+            # Some of these rows nobody else may have: nothing can follow them, and a snapshot will take their place.
+            self.follows = ChainFault.REMOVED_KEEPS_ROWS in self._faults
 
     def _empty(self) -> None:
         self.state.restore([])
@@ -555,14 +555,13 @@ class Replica:
         if len(configuration.chain) >= self.wanted or named:
             return
         if joiner is not None:
-            same = is_same_life(joiner.place, place)
-            if same and joiner.snapshot is not None and now - joiner.heard < self._timing.silent:
+            if not is_same_life(joiner.place, place):
+                if joiner.gated_at or now - joiner.heard < self._timing.silent:
+                    return  # one after the other; and once the gate is closed, the council has the next word
+            elif joiner.snapshot is not None or message.have >= joiner.received or joiner.gated_at:
+                return  # it is being served; `tick` gives it up when it does not say that anything arrives
+            elif now - joiner.heard < self._timing.silent:
                 return
-            if same and (joiner.gated_at or (message.have >= joiner.received and joiner.snapshot is None)):
-                joiner.heard = now
-                return
-            if joiner.gated_at or now - joiner.heard < self._timing.silent:
-                return  # one after the other; and once the gate is closed, the council has the next word
         if message.have and self._reaches(message.have):
             self.joiner = Joiner(place, None, message.have, now)
         else:
@@ -595,10 +594,13 @@ class Replica:
         if joiner is None or joiner.place.id != sender or message.number != joiner.snapshot_number:
             return
         joiner.heard = now
-        if joiner.snapshot is not None and message.parts > joiner.acked_parts:
+        if joiner.snapshot is not None:
+            if message.parts > joiner.acked_parts:
+                joiner.pause = self._timing.resend
+                joiner.resend_at = now + joiner.pause
+            # Fewer than before: it has looked to another tail meanwhile, and begun again.
             joiner.acked_parts = message.parts
-            joiner.pause = self._timing.resend
-            joiner.resend_at = now + joiner.pause
+            joiner.sent_parts = max(joiner.sent_parts, message.parts)
             if message.parts >= joiner.snapshot.count:
                 joiner.snapshot = None
                 self._trim()
@@ -686,6 +688,13 @@ class Replica:
 
     def tick(self, now: float) -> None:
         """Send again what was not acknowledged."""
+        joiner = self.joiner
+        if joiner is not None and (joiner.snapshot is not None or self._owes(joiner)):
+            if now - joiner.heard >= self._timing.silent and not joiner.proposed:
+                # Nothing arrives there, although it may be heard. Writes must not wait for it; it can ask again.
+                self.give_up_joiner([joiner.place.id])
+        elif joiner is not None:
+            joiner.heard = now
         for below in (self._downstream, self.joiner):
             if below is not None and now >= below.resend_at:
                 waits = isinstance(below, Joiner) and below.snapshot is not None

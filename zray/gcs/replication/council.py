@@ -39,6 +39,7 @@ from zray.gcs.replication.messages import (
     Ballot,
     Decided,
     Declined,
+    Here,
     LeaseAsk,
     LeaseGrant,
     Outgoing,
@@ -219,12 +220,18 @@ BEATEN: Final = "beaten"
 
 
 class Campaign:
-    """One attempt to have a configuration decided. When somebody else's is, that ends it as well."""
+    """One attempt to have a configuration decided. When somebody else's is, that ends it as well.
+
+    Nothing is proposed before each replica that is to stay has said that it is there, in answer to this very attempt: who
+    proposes may not know yet that one has ended, and leave out the only other one that has the rows, for being silent.
+    """
 
     __slots__ = (
         "_accepted",
+        "_adopted",
         "_base",
         "_faults",
+        "_here",
         "_promised",
         "_resend_at",
         "_timing",
@@ -259,6 +266,10 @@ class Campaign:
         self.value = wanted
         """What is proposed: `wanted`, or what a member has accepted before."""
         self.state = PREPARING
+        self._adopted = False
+        """The value is somebody else's."""
+        self._here: set[tuple[bytes, int]] = set()
+        """Replicas, as (id, life), that live."""
         self._promised: dict[bytes, Ballot] = {}
         self._accepted: set[bytes] = set()
         self._waiting: dict[bytes, float] = {}
@@ -272,12 +283,26 @@ class Campaign:
     def start(self, now: float) -> list[Outgoing]:
         """Ask the council."""
         self._resend_at = now + self._timing.resend
-        message = Prepare(self._base, self.ballot)
-        return [(member, message) for member in self._base.members()]
+        return self._prepare()
 
-    def handle(self, sender: bytes, message: Promised | Accepted | Declined, now: float) -> list[Outgoing]:
+    def _prepare(self) -> list[Outgoing]:
+        lacking = [member for member in self._base.members() if member not in self._promised]
+        lacking += [place.id for place in self.value.chain if not self._is_here(place)]
+        message = Prepare(self._base, self.ballot)
+        return [(process, message) for process in dict.fromkeys(lacking)]
+
+    def _is_here(self, place: Place) -> bool:
+        return (place.id, place.life) in self._here
+
+    def handle(self, sender: bytes, message: Promised | Accepted | Declined | Here, now: float) -> list[Outgoing]:
         """Take a member's answer; `state` tells whether it is over."""
-        if message.epoch != self._base.epoch + 1 or sender not in self._base.members():
+        if message.epoch != self._base.epoch + 1:
+            return []
+        if isinstance(message, Here):
+            if message.ballot == self.ballot:
+                self._here.add((sender, message.life))
+            return self._try_to_propose(now)
+        if sender not in self._base.members():
             return []
         if isinstance(message, Declined):
             if message.ballot > self.ballot:
@@ -304,8 +329,15 @@ class Campaign:
         if message.accepted is not None and message.accepted_ballot > newest and not ignored:
             # Whatever may have been decided already is what the highest accepted ballot of a majority names.
             self.value = message.accepted
+            self._adopted = True
         self._promised[sender] = message.accepted_ballot
-        if len(self._promised) < self._majority:
+        return self._try_to_propose(now)
+
+    def _try_to_propose(self, now: float) -> list[Outgoing]:
+        if self.state != PREPARING or len(self._promised) < self._majority:
+            return []
+        unheard = not all(self._is_here(place) for place in self.value.chain)
+        if unheard and not self._adopted and ChainFault.DEAD_REPLICA_KEPT not in self._faults:
             return []
         self.state = ACCEPTING
         self._resend_at = now + self._timing.resend
@@ -327,10 +359,10 @@ class Campaign:
             del self._waiting[member]
         if now >= self._resend_at:
             self._resend_at = now + self._timing.resend
+            if self.state == PREPARING:
+                out += self._prepare()
             for member in self._base.members():
-                if self.state == PREPARING and member not in self._promised:
-                    out.append((member, Prepare(self._base, self.ballot)))
-                elif self.state == ACCEPTING and member not in self._accepted and member not in self._waiting:
+                if self.state == ACCEPTING and member not in self._accepted and member not in self._waiting:
                     due.append(member)
         out += [(member, self._proposal()) for member in dict.fromkeys(due) if self.state == ACCEPTING]
         return out

@@ -25,6 +25,7 @@ class ChainFault(enum.Enum):
     VOTE_FORGOTTEN_ON_RESTART = "a member of the council votes again in an epoch in which it has voted"
     ACCEPTED_VALUE_IGNORED = "who proposes does not take up what a member has accepted before"
     MAJORITY_OF_ONE = "one vote is a majority"
+    DEAD_REPLICA_KEPT = "a silent replica is left out for the sake of one that has ended, which nobody has asked"
     OLD_EPOCH_ACCEPTED = "a replica takes messages of an older epoch"
     DUPLICATE_APPLIED = "a request that was sent again is carried out again"
     SESSIONS_NOT_IN_SNAPSHOT = "a joining replica does not learn which requests were carried out"

@@ -28,6 +28,7 @@ from zray.gcs.replication.messages import (
     Decided,
     Declined,
     Forward,
+    Here,
     Join,
     LeaseAsk,
     LeaseGrant,
@@ -115,6 +116,7 @@ class Member:
             Promised: self._campaigning,
             Accepted: self._campaigning,
             Declined: self._campaigning,
+            Here: self._campaigning,
             Decided: lambda sender, message, now: self._learn(message.configuration, now),
             WhoServes: self._who_serves,
             LeaseGrant: self._granted,
@@ -201,6 +203,8 @@ class Member:
     def _vote(self, sender: bytes, message: Prepare | Accept | LeaseAsk, now: float) -> None:
         if not isinstance(message, LeaseAsk):
             self._learn(message.base, now)
+        if isinstance(message, Prepare):
+            self.out.append((sender, Here(message.base.epoch + 1, message.ballot, self.place.life)))
         try:
             self.out += self.voter.handle(sender, message, now)
         except OSError:
@@ -364,7 +368,7 @@ class Member:
         self.campaign = campaign
         self.out += campaign.start(now)
 
-    def _campaigning(self, sender: bytes, message: Promised | Accepted | Declined, now: float) -> None:
+    def _campaigning(self, sender: bytes, message: Promised | Accepted | Declined | Here, now: float) -> None:
         if self.campaign is not None:
             self.out += self.campaign.handle(sender, message, now)
             self._end_campaign(now)
@@ -377,8 +381,8 @@ class Member:
             self._propose_at = now
 
     def _is_stale(self, campaign: Campaign, now: float) -> bool:
-        gone = self.missing_replicas(now)
-        return any(place.id in gone for place in campaign.value.chain)
+        gone = self.missing_replicas(now) | self._down
+        return any(place.id in gone or self._is_silent(place.id, now) for place in campaign.value.chain)
 
     def _end_campaign(self, now: float) -> None:
         campaign, configuration = self.campaign, self.configuration

@@ -62,6 +62,15 @@ class Promised(ChainMessage, frozen=True, array_like=True, tag=2):
     accepted_ballot: Ballot
 
 
+class Here(ChainMessage, frozen=True, array_like=True, tag=19):
+    """Replica that is to stay -> who proposes: I live. Nobody is left out for the sake of one that has ended unnoticed."""
+
+    epoch: int
+    """Of what is to be decided."""
+    ballot: Ballot
+    life: int
+
+
 class Accept(ChainMessage, frozen=True, array_like=True, tag=3):
     """Who proposes -> council of `base`: accept this."""
 
@@ -201,6 +210,7 @@ class Answer(ChainMessage, frozen=True, array_like=True, tag=18):
 AnyMessage = (
     Prepare
     | Promised
+    | Here
     | Accept
     | Accepted
     | Declined

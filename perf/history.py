@@ -15,6 +15,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from zray.gcs import messages as m
+
 PUT: Final = "put"
 SWAP: Final = "swap"
 READ: Final = "read"
@@ -37,6 +39,18 @@ class Operation:
     """Of the row that was written or found; 0: there was none."""
     succeeded: bool = False
     """A write has written."""
+
+    def take(self, reply: m.Reply) -> None:
+        """Note the answer of the store. AssertionError: it is none that such a request can have."""
+        if isinstance(reply, m.Written):
+            self.version, self.succeeded = reply.version, True
+        elif isinstance(reply, m.Conflict):
+            self.version = reply.version
+        elif isinstance(reply, m.Found):
+            self.version, self.value = reply.version, reply.value
+        else:
+            assert isinstance(reply, m.Missing), f"an answer that nobody expects: {reply}"
+            self.version = 0
 
     def __str__(self) -> str:
         shown = self.value.decode(errors="replace")
