@@ -27,6 +27,7 @@ EXAMPLES: list[pm.PeerMessage] = [
     pm.Loads({NODE: NodeLoad({})}),
     pm.NotMe(NODE),
     pm.Seen(1 << 40),
+    pm.Replicate(b"message"),
     pm.NodeUp(INFO),
     pm.NodeChanged(Change(NODE, State.DEAD, "gone")),
     pm.Leave("enough"),
@@ -100,6 +101,7 @@ def test_what_must_arrive_is_numbered() -> None:
         pm.Elsewhere,
         pm.Took,
     }
+    assert plain == {pm.Join, pm.Joined, pm.Rejected, pm.Beat, pm.Loads, pm.NotMe, pm.Replicate}
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -241,6 +241,7 @@ class Campaign:
         "highest",
         "state",
         "value",
+        "wanted",
     )
 
     def __init__(
@@ -263,6 +264,7 @@ class Campaign:
         self.gone = gone
         self.highest = ballot
         """Highest ballot heard of."""
+        self.wanted = wanted
         self.value = wanted
         """What is proposed: `wanted`, or what a member has accepted before."""
         self.state = PREPARING

@@ -272,6 +272,9 @@ class Member:
         self._down.add(process)
         self._ended[process] = max(self._lives.get(process, 0), self._ended.get(process, -1))
 
+    def _has_ended(self, place: Place) -> bool:
+        return place.life <= self._ended.get(place.id, -1)
+
     def _is_silent(self, process: bytes, now: float) -> bool:
         return process != self.place.id and now - self._heard.get(process, now) >= self.timing.silent
 
@@ -284,7 +287,7 @@ class Member:
         if ChainFault.SAME_LIFE in self._faults:
             return missing | {place.id for place in configuration.chain if place.id in self._down}
         for place in configuration.chain:
-            if place.life <= self._ended.get(place.id, -1):
+            if self._has_ended(place):
                 missing.add(place.id)
             if place.id == self.place.id and place.life != self.place.life:
                 missing.add(place.id)  # a former life of this very process
@@ -305,8 +308,7 @@ class Member:
             [
                 place
                 for place in configuration.chain
-                if place.life <= self._ended.get(place.id, -1)
-                or (place.id == self.place.id and place.life < self.place.life)
+                if self._has_ended(place) or (place.id == self.place.id and place.life < self.place.life)
             ]
         )
 
@@ -322,8 +324,10 @@ class Member:
             return
         missing = self.missing_replicas(now)
         absent = self.missing_members(now)
-        self.replica.give_up_joiner([*absent, *missing, *self._down])
-        wanted = self._wanted(configuration, missing, absent)
+        joiner = self.replica.joiner
+        if joiner is not None and (self._has_ended(joiner.place) or self._is_silent(joiner.place.id, now)):
+            self.replica.give_up_joiner([joiner.place.id])
+        wanted = self._wanted(configuration, missing, absent, now)
         if wanted is None:
             self._propose_at = NEVER
         elif self._propose_at == NEVER:
@@ -334,9 +338,11 @@ class Member:
     def _takes_part(self, configuration: Configuration) -> bool:
         return self.replica.index >= 0 or self.place.id in configuration.members()
 
-    def _wanted(self, configuration: Configuration, missing: set[bytes], absent: set[bytes]) -> Configuration | None:
+    def _wanted(
+        self, configuration: Configuration, missing: set[bytes], absent: set[bytes], now: float
+    ) -> Configuration | None:
         joining = self.replica.ready_to_join()
-        if joining is not None and joining.id in self._down:
+        if joining is not None and (self._has_ended(joining) or self._is_silent(joining.id, now)):
             joining = None
         wanted = without(configuration, missing, absent, joining)
         if wanted is None:
@@ -375,14 +381,14 @@ class Member:
 
     def _go_on(self, campaign: Campaign, now: float) -> None:
         self.out += campaign.learn_gone(self._gone(), now)
-        if campaign.state != ACCEPTING and self._is_stale(campaign, now):
-            # Somebody else fell away before anything was asked for: begin again with what is known now.
+        configuration = self.configuration
+        if campaign.state == ACCEPTING or configuration is None:
+            return
+        wanted = self._wanted(configuration, self.missing_replicas(now), self.missing_members(now), now)
+        if wanted is not None and not is_same(wanted, campaign.wanted):
+            # Somebody else fell away before anything was proposed: begin again with what is known now.
             self.campaign = None
             self._propose_at = now
-
-    def _is_stale(self, campaign: Campaign, now: float) -> bool:
-        gone = self.missing_replicas(now) | self._down
-        return any(place.id in gone or self._is_silent(place.id, now) for place in campaign.value.chain)
 
     def _end_campaign(self, now: float) -> None:
         campaign, configuration = self.campaign, self.configuration
