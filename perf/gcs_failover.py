@@ -7,7 +7,8 @@ history (`history`). Does not cover partitions (the simulation), nor brokers tha
     python -m perf.gcs_failover --kills 60 --json perf/results
 
 For each kill the *gap* is the longest time, from the kill until all is as before, in which not one of the client's requests of a
-kind was answered, and the *wait* the longest that any one request took.
+kind was answered, and the *wait* the longest that any one request took. `before` is the same gap in the half second before the kill:
+on a machine that is busy with other things, the gaps contain those.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ _START: Final = "import sys; sys.path.insert(0, {parent!r}); from zray.broker.re
 _KEYS: Final = [namespaced_key(b"", b"key%d" % number) for number in range(16)]
 _WRITES: Final = 4
 _READS: Final = 2
+_BEFORE_S: Final = 0.5
 PARTS: Final = ("head", "middle", "tail")
 
 
@@ -244,6 +246,8 @@ class Kill(msgspec.Struct):
     """What a kill did to the client."""
 
     part: str
+    before_ms: float
+    """Longest time without an answer to any write right before the kill: what the machine does by itself."""
     write_gap_ms: float
     """Longest time without an answer to any write."""
     read_gap_ms: float
@@ -257,7 +261,13 @@ def kill_one(replicas: ReplicaSet, load: Load, part: str) -> Kill:
     """Kill a replica under load and wait until another has taken a place in the chain."""
     load.run_until(load.is_whole, 30.0, "there are three replicas")
     first = len(load.operations)
-    load.run_until(lambda: len(load.operations) > first + 50, 30.0, "requests are answered before the kill")
+    begun = time.monotonic()
+    load.run_until(
+        lambda: len(load.operations) > first + 50 and time.monotonic() > begun + _BEFORE_S,
+        30.0,
+        "requests are answered",
+    )
+    before = [one for one in load.operations[first:] if one.kind != READ and one.ended < float("inf")]
     configuration = load.configuration
     assert configuration is not None
     victim = replicas.replicas[configuration.chain[PARTS.index(part)].id]
@@ -278,6 +288,7 @@ def kill_one(replicas: ReplicaSet, load: Load, part: str) -> Kill:
     seen = [one for one in load.operations[max(0, since) :] if one.ended >= killed]
     return Kill(
         part,
+        _gap(before, begun),
         _gap([one for one in seen if one.kind != READ], killed),
         _gap([one for one in seen if one.kind == READ], killed),
         max((one.ended - max(one.began, killed)) * 1e3 for one in seen if one.ended < float("inf")),
@@ -319,7 +330,7 @@ def summary(found: list[Kill]) -> dict[str, Any]:
         kills = [kill for kill in found if kill.part == part]
         if kills:
             rows[part] = {"kills": len(kills)}
-            for name in ("write_gap_ms", "read_gap_ms", "wait_ms", "whole_ms"):
+            for name in ("before_ms", "write_gap_ms", "read_gap_ms", "wait_ms", "whole_ms"):
                 values = sorted(getattr(kill, name) for kill in kills)
                 rows[part][name] = {
                     "median": round(statistics.median(values), 2),

@@ -359,14 +359,11 @@ class Replica:
         if self.configuration is None:
             self._send(sender, WhoServes(0))
             return False
-        old_taken = ChainFault.OLD_EPOCH_ACCEPTED in self._faults and self.index >= 0
         if message.life != self.place.life:
             return False
-        if message.epoch != self.epoch and not (old_taken and message.epoch < self.epoch):
+        if message.epoch != self.epoch:
             self._mismatch(sender, message.epoch)
             return False
-        if old_taken:
-            return True
         if self.index < 0:
             return self.follows and sender == self.configuration.tail.id
         previous = self._previous()

@@ -193,7 +193,8 @@ class Voter:
         if decided is None:
             return None
         if decided.epoch > message.epoch:
-            return Decided(decided)
+            fenced = ChainFault.FENCED_HOLDER_LEASED not in self._faults
+            return Decided(decided) if fenced else LeaseGrant(message.epoch, message.stamp)
         if decided.epoch < message.epoch or not self._is_member(decided):
             return None
         holder = message.holder

@@ -26,7 +26,7 @@ class ChainFault(enum.Enum):
     ACCEPTED_VALUE_IGNORED = "who proposes does not take up what a member has accepted before"
     MAJORITY_OF_ONE = "one vote is a majority"
     DEAD_REPLICA_KEPT = "a silent replica is left out for the sake of one that has ended, which nobody has asked"
-    OLD_EPOCH_ACCEPTED = "a replica takes messages of an older epoch"
+    FENCED_HOLDER_LEASED = "a member of the council answers a head or tail that was left out as if it had not been"
     DUPLICATE_APPLIED = "a request that was sent again is carried out again"
     SESSIONS_NOT_IN_SNAPSHOT = "a joining replica does not learn which requests were carried out"
     SNAPSHOT_WITHOUT_LOG = "a joining replica is taken in before it has what came after its snapshot"
