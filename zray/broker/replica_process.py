@@ -107,6 +107,7 @@ class ReplicaProcess:
                 if isinstance(event.message, Replicate):
                     self.replica.handle(event.node, event.message, now)
             elif isinstance(event, (Refused, Impostor)):
+                self.links.forget(event.node)  # nothing more for it; should it begin again, it will be heard
                 self.replica.refused(event.node, now)
         if now >= self.replica.wake_at:
             self.replica.tick(now)

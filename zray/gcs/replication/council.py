@@ -127,9 +127,8 @@ class Voter:
             return False
         self._store.save(votes := Votes(configuration))
         self.votes = votes
-        self._grants = {holder: until for holder, until in self._grants.items() if until > now}
-        for place in configuration.chain:
-            self._grants[place.id, place.life] = now + self._timing.held()
+        # Whoever is not in it has no lease any more: that was waited for.
+        self._grants = {(place.id, place.life): now + self._timing.held() for place in configuration.chain}
         if ChainFault.LEASES_END_WITH_EPOCH in self._faults:
             self._grants.clear()
         self._lease_pause = -NEVER
