@@ -126,8 +126,10 @@ class ReplicaSet:
         """Start so many processes; the first one is the store, the others join it."""
         first = self.start(first=True)
         self.wait_ready(first)
-        for replica in [self.start() for _ in range(count - 1)]:
-            self.wait_ready(replica)
+        # Two more make the council; the rest are told of all three, any one of which may be gone before they ask.
+        for some in (min(2, count - 1), max(0, count - 3)):
+            for replica in [self.start() for _ in range(some)]:
+                self.wait_ready(replica)
 
     def remove(self, replica: Replica) -> None:
         """Forget one that has ended."""
