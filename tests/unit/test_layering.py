@@ -45,10 +45,12 @@ _BROKER_MACHINES = """
     worker_pool
 """
 _GCS_MACHINES = "faults limits lineage_log messages shard sharding tables task_batches task_rows topics"
+_REPLICATION_MACHINES = "chain client configuration council faults member messages sessions state timing"
 MACHINES = {
     "call_order",
     *(f"broker.{name}" for name in _BROKER_MACHINES.split()),
     *(f"gcs.{name}" for name in _GCS_MACHINES.split()),
+    *(f"gcs.replication.{name}" for name in _REPLICATION_MACHINES.split()),
 }
 _LAUNCHER_PURE = "bootstrap config facts hostlist output plan rows templates yaml_text"
 LAUNCHER_PURE = {f"launcher.{name}" for name in _LAUNCHER_PURE.split()}
@@ -101,7 +103,7 @@ def test_machines_import_words_records_and_machines_only(name: str) -> None:
     for imported in imports_of(FILES[name]):
         if imported.startswith("zray."):
             tail = imported.removeprefix("zray.")
-            fits = tail in allowed or tail.rpartition(".")[0] in allowed or tail in ("broker", "gcs")
+            fits = tail in allowed or tail.rpartition(".")[0] in allowed or tail in ("broker", "gcs", "gcs.replication")
             assert fits, f"{name} imports {imported}"
 
 

@@ -28,6 +28,7 @@ EXAMPLES: list[pm.PeerMessage] = [
     pm.Loads({NODE: NodeLoad({})}),
     pm.NotMe(NODE),
     pm.Seen(1 << 40),
+    pm.Replicate(b"message"),
     pm.NodeUp(INFO),
     pm.NodeChanged(Change(NODE, State.DEAD, "gone")),
     pm.Leave("enough"),
@@ -104,6 +105,7 @@ def test_what_must_arrive_is_numbered() -> None:
         pm.NotHere,
         pm.Elsewhere,
         pm.Took,
+        pm.Replicate,
     }
 
 

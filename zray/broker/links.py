@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _PROBE_S: Final = 1.0
 """Seconds that a port may take to answer a probe."""
-_LOOK_AGAIN_S: Final = (0.02, 0.1, 0.5, 2.0)
+_LOOK_AGAIN_S: Final = (0.001, 0.003, 0.008, 0.02, 0.1, 0.5, 2.0)
 """Seconds after a connection broke at which the port is looked at again, unless the node is heard: a process that is being
 killed loses its connections before its listening socket."""
 _REFUSALS: Final = frozenset({errno.ECONNREFUSED})

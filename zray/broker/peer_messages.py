@@ -170,6 +170,12 @@ class Took(PeerMessage, frozen=True):
     """It is all there now, and could be had from here."""
 
 
+class Replicate(PeerMessage, frozen=True):
+    """Among replicas of the control store and their clients: a message of `zray.gcs.replication.messages`, which sees itself to what is lost."""
+
+    body: bytes
+
+
 # -- numbered ----------------------------------------------------------------------------------------------------------
 
 
@@ -539,6 +545,7 @@ KINDS: Final[dict[int, type[PeerMessage]]] = {
     12: Took,
     13: Rejoin,
     18: Seen,
+    16: Replicate,
     20: NodeUp,
     21: NodeChanged,
     22: Leave,

@@ -18,7 +18,8 @@ from __future__ import annotations
 import heapq
 import os
 import traceback
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -28,6 +29,7 @@ from zray.gcs import messages as m
 from zray.gcs.faults import NO_FAULTS, Faults
 from zray.gcs.limits import GcsLimits
 from zray.gcs.lineage_log import LineageLog, LiveTasks, decode
+from zray.gcs.replication.state import ShardImage
 from zray.gcs.shard import CONFLICT, FULL, MISSING, Refusal, Shard
 from zray.gcs.sharding import shard_of
 from zray.gcs.storage import MemoryStorage, Storage, StorageBehind, StorageError, StorageTaken, TaskArchive
@@ -177,6 +179,9 @@ class GcsService:
         self._store_at = self._retry_at = 0.0
         self._durable = self._storage.durable
         self._lineage: LineageLog | None = None
+        self._recorded: list[tuple[int, Change]] | None = None
+        self.on_changes: Callable[[list[tuple[int, Change]]], None] | None = None
+        """Told of the changes of each write that nobody records: a chain carries them to other replicas."""
         self._load()
         self._handlers: dict[type[m.Request], Callable[[Any], m.Reply]] = {
             m.Get: self._get,
@@ -543,6 +548,11 @@ class GcsService:
     def _commit(self, shard: Shard, plan: Change | Refusal, created: bool = False) -> m.Reply:
         if isinstance(plan, Refusal):
             return _refusal(plan)
+        if self._recorded is None and self.on_changes is not None:
+            with self.recording() as changes:
+                reply = self._commit(shard, plan, created)
+            self.on_changes(changes)
+            return reply
         place = shard.index, plan.table, plan.key
         if self._serving:
             self._undo.setdefault(place, shard.get(plan.table, plan.key))
@@ -556,10 +566,56 @@ class GcsService:
 
     def _make(self, shard: Shard, change: Change) -> None:
         shard.apply(change)
+        if self._recorded is not None:
+            self._recorded.append((shard.index, change))
         if self._durable:
             self._pending.append((shard.index, change))
         elif change.table in self._opened:
             self._publish(shard.index, change)
+
+    # -- copies of this store on other nodes ---------------------------------------------------------------------------
+
+    @contextmanager
+    def recording(self) -> Iterator[list[tuple[int, Change]]]:
+        """Collect what is changed meanwhile, as (shard, change) in order: what other replicas have to apply."""
+        before, self._recorded = self._recorded, []
+        try:
+            yield self._recorded
+        finally:
+            self._recorded = before
+
+    def apply_change(self, shard: int, change: Change) -> None:
+        """Make a change happen that was planned by another replica of this store, after the same ones before.
+
+        Raises:
+            ValueError: it does not follow what is here, or there is no such shard.
+            OSError: storage refused it; nothing has changed.
+        """
+        if not 0 <= shard < len(self._shards):
+            raise ValueError(f"there are {len(self._shards)} shards, not one with number {shard}")
+        self._make(self._shards[shard], change)
+        if change.table == Table.EVENTS:
+            self._events = max(self._events, int.from_bytes(change.key, "big"))
+
+    def image(self) -> list[ShardImage]:
+        """Return all rows but those of tasks, for `load_image`."""
+        return [ShardImage(shard.index, *shard.image()) for shard in self._shards]
+
+    def load_image(self, images: Sequence[ShardImage]) -> None:
+        """Be what another replica was; rows that are not named are gone. Subscribers read anew.
+
+        Raises:
+            ValueError: the other replica has another number of shards.
+        """
+        named = {image.shard: image for image in images}
+        if named and named.keys() != set(range(len(self._shards))):
+            raise ValueError(f"this store has {len(self._shards)} shards, the snapshot those numbered {sorted(named)}")
+        for shard in self._shards:
+            image = named.get(shard.index) or ShardImage(shard.index, 0, {}, [])
+            shard.become(image.revision, image.numbers, image.rows)
+        keys = [row[1] for image in images for row in image.rows if row[0] == Table.EVENTS]
+        self._events = max([0, *(int.from_bytes(key, "big") for key in keys)])
+        self.epoch += 1
 
     # -- tasks ---------------------------------------------------------------------------------------------------------
 

@@ -85,6 +85,26 @@ class Shard:
         for table, key, row in rows:
             self._insert(self._tables[table], key, row)
 
+    def image(self) -> tuple[int, dict[int, int], list[tuple[int, bytes, bytes, int, bool]]]:
+        """Return (revision, newest numbers of topics, rows as (table, key, value, version, ended)) for `become`.
+
+        Ended rows stand last, in the order in which they ended.
+        """
+        rows: list[tuple[int, bytes, bytes, int, bool]] = []
+        for table, part in self._tables.items():
+            rows += [(table, key, row.value, row.version, False) for key, row in part.rows.items() if not row.ended]
+            rows += [(table, key, part.rows[key].value, part.rows[key].version, True) for key in part.ended]
+        return self.revision, dict(self.numbers.newest), rows
+
+    def become(self, revision: int, numbers: dict[int, int], rows: list[tuple[int, bytes, bytes, int, bool]]) -> None:
+        """Be what another replica's shard was when it made an `image`; whatever was here is gone, the change log too."""
+        self._tables = {table: _TableRows() for table in self._tables}
+        self.load(revision, [(table, key, Row(value, version, ended)) for table, key, value, version, ended in rows])
+        self.numbers = TopicNumbers(self._faults)
+        for table, number in numbers.items():
+            self.numbers.take(table, number)
+        self._base = revision - sum(numbers.values())
+
     # -- reading -------------------------------------------------------------------------------------------------------
 
     def get(self, table: int, key: bytes) -> Row | None:
