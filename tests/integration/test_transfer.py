@@ -295,6 +295,12 @@ class _Links:
     def address_of(self, node: bytes) -> str | None:
         return f"10.0.0.{node[0]}:1"
 
+    def is_client(self, node: bytes) -> bool:
+        return False
+
+    def can_dial(self, node: bytes) -> bool:
+        return True
+
     def send_bulk(self, node: bytes, message: pm.PeerMessage, data: Any = None) -> bool:
         self.sent.append((node, message, None if data is None else bytes(data)))
         self.kept.append(data)
