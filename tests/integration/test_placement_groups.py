@@ -166,7 +166,7 @@ def test_actors_capture_too_and_live_in_their_bundle(zray_session: Callable[...,
     parent = Parent.options(**within(group, capture=True)).remote()
     assert zray.get(parent.child_group.remote(), timeout=30) == [group, None]
     key = f"CPU_group_{group.id.hex()}"
-    assert zray.available_resources()[key] == 1
+    wait_for(lambda: zray.available_resources()[key] == 1, what="the actor alone is in the group")
     remove_placement_group(group)
     with pytest.raises(exceptions.ActorDiedError, match="placement group was removed"):
         zray.get(parent.child_group.remote(), timeout=30)

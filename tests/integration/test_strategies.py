@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 
 import zray
-from tests.helpers import wait_for
+from tests.helpers import Gate, wait_for
 from zray import exceptions
 from zray.cluster_utils import Cluster
 from zray.util.scheduling_strategies import (
@@ -21,7 +22,7 @@ from zray.util.scheduling_strategies import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 
@@ -132,6 +133,40 @@ def test_a_task_goes_to_where_its_file_lies(cluster: Cluster, tmp_path: Path) ->
     assert zray.get(zray.remote(lambda: zray.get_runtime_context().get_node_labels()).remote(), timeout=30) == {
         "zone": "centre"
     }
+
+
+def test_a_task_goes_to_where_its_large_input_is(cluster: Cluster, gate: Callable[[str], Gate]) -> None:
+    head, east, _ = ids_of(cluster)
+
+    @zray.remote
+    def make(count: int) -> Any:
+        return np.ones(count)
+
+    @zray.remote
+    def where_with(array: Any) -> tuple[str, float]:
+        return zray.get_runtime_context().get_node_id(), float(array.sum())
+
+    large = make.options(label_selector={"zone": "east"}).remote(4_000_000)
+    small = make.options(label_selector={"zone": "east"}).remote(10)
+    zray.wait([large, small], num_returns=2, timeout=30, fetch_local=False)
+    wait_for(lambda: zray.available_resources()["CPU"] == 3, what="all is free")
+    assert zray.get(where_with.remote(large), timeout=30) == (east, 4_000_000), "although it would fit at home"
+    wait_for(lambda: zray.available_resources()["CPU"] == 3, what="all is free")
+    assert zray.get(where_with.remote(small), timeout=30) == (head, 10)
+    hold = gate("hold")
+
+    @zray.remote(label_selector={"zone": "east"})
+    def occupy() -> None:
+        hold.wait()
+
+    busy = occupy.remote()
+    wait_for(lambda: zray.available_resources()["CPU"] == 2, what="the node of the input is busy")
+    place, found = zray.get(where_with.remote(large), timeout=30)
+    assert place != east, "it is not waited for longer than the input travels"
+    assert found == 4_000_000
+    hold.open()
+    zray.get(busy, timeout=30)
+    del large
 
 
 def test_labels_that_no_node_has_are_waited_for() -> None:

@@ -110,6 +110,7 @@ class SimNode:
             a.InterruptTask: self._interrupt,
             a.ForgetShapes: lambda x: None,
             a.RecordEvent: lambda x: None,
+            a.NameFreed: lambda x: None,
             a.Warn: lambda x: None,
         }
         self._on: dict[type[Any], Callable[[Any], object]] = {
