@@ -6,9 +6,11 @@ Covers two experiments on node processes of this machine (tasks sleep, so that t
               and tasks that ran again are counted apart, in time slots; every chain's last value is compared, byte for byte, with what one
               process computes.
     one lost  the same chains on four nodes, of which three would suffice, for 10 s; in every second run one node is killed in the middle.
-              Reported is by how much longer the job takes.
+              Reported is by how much longer the job takes: with small values, which are safe at their owner when a task has ended, and with
+              large ones, which lie where they were made. The scheduler sends a task to its large input, so a chain of these lives on one node,
+              and what dies with it is all that was done so far: nothing but running it again could help.
 
-Does not cover what recovery costs when nothing is lost (the rows of `cluster.py` include it). The values are larger than what travels with the
+Does not cover what recovery costs when nothing is lost (the rows of `cluster.py` include it). Large values are larger than what travels with the
 news of an end, so each lies only where it was made and where it was used. The program holds the last `WINDOW` values of each chain; of what lies
 before them only the lineage is kept.
 
@@ -21,6 +23,7 @@ import argparse
 import hashlib
 import os
 import tempfile
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -39,48 +42,50 @@ if TYPE_CHECKING:
 RESULTS = Path(__file__).parent / "results"
 LINK_S = 0.1
 """Seconds that a task sleeps."""
-NUMBERS = 40_000
-"""int64 in each value: 320 kB."""
+LARGE = 40_000
+"""int64 in a large value: 320 kB."""
+SMALL = 1_000
 WINDOW = 3
 SLOT_S = 0.5
 LANES = 4
 """Tasks that a node runs at a time."""
 
 
-def link(value: Any, chain: int, step: int, log: str) -> Any:
+def link(value: Any, chain: int, step: int, numbers: int, log: str) -> Any:
     """One task of a chain: sleep, say so, compute."""
     time.sleep(LINK_S)
     with open(log, "ab", buffering=0) as file:
         file.write(b"%d %d %.4f\n" % (chain, step, time.time()))
-    return compute(value, chain, step)
+    return compute(value, chain, step, numbers)
 
 
-def compute(value: Any, chain: int, step: int) -> Any:
+def compute(value: Any, chain: int, step: int, numbers: int) -> Any:
     """The next value of a chain."""
     if value is None:
-        value = np.arange(NUMBERS, dtype=np.int64)
+        value = np.arange(numbers, dtype=np.int64)
     return value * 6364136223846793005 + (chain << 32 | step)
 
 
-def digest_of(chain: int, length: int) -> str:
+def digest_of(chain: int, length: int, numbers: int) -> str:
     """What the last value of a chain must be, computed in this process."""
     value = None
     for step in range(length):
-        value = compute(value, chain, step)
+        value = compute(value, chain, step, numbers)
     return hashlib.sha256(value.tobytes()).hexdigest()
 
 
 class Chain:
     """A chain under way: all its tasks are submitted, its last values are held."""
 
-    def __init__(self, number: int, length: int, log: str) -> None:
+    def __init__(self, number: int, length: int, numbers: int, log: str) -> None:
         self.number = number
+        self.numbers = numbers
         self.length = length
         task = zray.remote(num_cpus=0, resources={"lane": 1}, max_retries=-1)(link)
         ref = None
         self.refs: list[Any] = []
         for step in range(length):
-            ref = task.remote(ref, number, step, log)
+            ref = task.remote(ref, number, step, numbers, log)
             self.refs.append(ref)
 
     def look(self) -> bool:
@@ -96,7 +101,7 @@ class Chain:
     def is_right(self) -> bool:
         """Fetch the last value and compare it."""
         value = zray.get(self.refs[-1], timeout=120)
-        return hashlib.sha256(value.tobytes()).hexdigest() == digest_of(self.number, self.length)
+        return hashlib.sha256(value.tobytes()).hexdigest() == digest_of(self.number, self.length, self.numbers)
 
 
 def ends(log: str) -> list[tuple[float, bool]]:
@@ -121,6 +126,34 @@ def kill_node(cluster: Cluster) -> None:
     cluster.remove_node(cluster.worker_nodes[-1], allow_graceful=False)
 
 
+class Feeder(threading.Thread):
+    """Keeps so many chains under way, beside whoever starts and kills nodes."""
+
+    def __init__(self, at_a_time: int, length: int, log: str) -> None:
+        super().__init__(name="feeder")
+        self.at_a_time = at_a_time
+        self.length = length
+        self.log = log
+        self.enough = threading.Event()
+        self.finished = 0
+        self.wrong = 0
+
+    def run(self) -> None:
+        """Until it is enough; then let those that are under way end."""
+        running: list[Chain] = []
+        number = 0
+        while running or not self.enough.is_set():
+            while len(running) < self.at_a_time and not self.enough.is_set():
+                running.append(Chain(number, self.length, LARGE, self.log))
+                number += 1
+            for chain in list(running):
+                if chain.look():
+                    running.remove(chain)
+                    self.finished += 1
+                    self.wrong += not chain.is_right()
+            time.sleep(0.02)
+
+
 # -- nodes come and go -----------------------------------------------------------------------------------------------
 
 
@@ -128,7 +161,6 @@ def elastic(phase_s: float, length: int) -> dict[str, Any]:
     """Run chains while nodes go 5 -> 3 -> 1 -> 5, each for `phase_s` seconds."""
     plan = [5, 3, 1, 5]
     nodes: list[tuple[float, int]] = []
-    wrong = finished = number = 0
     with (
         tempfile.TemporaryDirectory() as directory,
         Cluster(initialize_head=True, head_node_args={"num_cpus": 0}) as cluster,
@@ -141,33 +173,22 @@ def elastic(phase_s: float, length: int) -> dict[str, Any]:
         cluster.wait_for_nodes()
         began = time.time()
         nodes.append((0.0, plan[0]))
-        running: list[Chain] = []
         phases = [0.0]
         """When each number of nodes was reached."""
-        while True:
-            due = time.time() - began >= phases[-1] + phase_s
-            if due and len(phases) < len(plan):
-                phase = len(phases)
-                while len(cluster.worker_nodes) > plan[phase]:
-                    kill_node(cluster)
-                while len(cluster.worker_nodes) < plan[phase]:
-                    add_node(cluster)
-                    nodes.append((time.time() - began, len(cluster.worker_nodes)))
-                nodes.append((time.time() - began, plan[phase]))
-                phases.append(time.time() - began)
-                due = False
-            over = due and len(phases) == len(plan)
-            while not over and len(running) < plan[0] * LANES:
-                running.append(Chain(number, length, log))
-                number += 1
-            for chain in list(running):
-                if chain.look():
-                    running.remove(chain)
-                    finished += 1
-                    wrong += not chain.is_right()
-            if over and not running:
-                break
-            time.sleep(0.02)
+        feeder = Feeder(plan[0] * LANES, length, log)
+        feeder.start()
+        for count in plan[1:]:
+            time.sleep(phase_s)
+            while len(cluster.worker_nodes) > count:
+                kill_node(cluster)
+            while len(cluster.worker_nodes) < count:
+                add_node(cluster)
+                nodes.append((time.time() - began, len(cluster.worker_nodes)))
+            nodes.append((time.time() - began, count))
+            phases.append(time.time() - began)
+        time.sleep(phase_s)
+        feeder.enough.set()
+        feeder.join()
         found = [(at - began, again) for at, again in ends(log)]
     end = phases[-1] + phase_s
     slots = int(end / SLOT_S)
@@ -181,8 +202,8 @@ def elastic(phase_s: float, length: int) -> dict[str, Any]:
         "first_per_second": [count / SLOT_S for count in first],
         "again_per_second": [count / SLOT_S for count in again],
         "possible_per_second_and_node": LANES / LINK_S,
-        "chains": finished,
-        "wrong_chains": wrong,
+        "chains": feeder.finished,
+        "wrong_chains": feeder.wrong,
         "tasks": sum(1 for _, repeated in found if not repeated),
         "tasks_run_again": sum(1 for _, repeated in found if repeated),
         "share_of_possible": shares(phases, found, phase_s, plan),
@@ -237,7 +258,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
 # -- one of four nodes -------------------------------------------------------------------------------------------------
 
 
-def chain_job(kill: bool, chains: int, length: int) -> tuple[float, int]:
+def chain_job(kill: bool, chains: int, length: int, numbers: int) -> tuple[float, int]:
     """Run chains on four nodes; return (seconds, tasks that ran again). With `kill` one node dies in the middle."""
     with (
         tempfile.TemporaryDirectory() as directory,
@@ -252,7 +273,7 @@ def chain_job(kill: bool, chains: int, length: int) -> tuple[float, int]:
         warm = zray.remote(num_cpus=0, resources={"lane": 1})(time.sleep)
         zray.get([warm.remote(0.3) for _ in range(4 * LANES)], timeout=60)
         began = time.monotonic()
-        running = [Chain(number, length, log) for number in range(chains)]
+        running = [Chain(number, length, numbers, log) for number in range(chains)]
         while running:
             if kill and time.monotonic() - began >= length * LINK_S / 2:
                 kill_node(cluster)
@@ -267,13 +288,13 @@ def chain_job(kill: bool, chains: int, length: int) -> tuple[float, int]:
         return seconds, sum(repeated for _, repeated in ends(log))
 
 
-def one_lost(runs: int) -> dict[str, Any]:
-    """Compare jobs of 10 s with and without the death of a node."""
+def one_lost(runs: int, numbers: int) -> dict[str, Any]:
+    """Compare jobs of 10 s with and without the death of a node, with values of so many numbers."""
     chains, length = 3 * LANES - 2, 100
     whole, lost, again = [], [], []
     for _ in range(runs):
-        whole.append(chain_job(False, chains, length)[0])
-        seconds, repeated = chain_job(True, chains, length)
+        whole.append(chain_job(False, chains, length, numbers)[0])
+        seconds, repeated = chain_job(True, chains, length, numbers)
         lost.append(seconds)
         again.append(repeated)
     return {
@@ -294,17 +315,23 @@ def main(arguments: Iterable[str] | None = None) -> None:
     parser.add_argument("--runs", type=int, default=3, help="pairs of runs with and without a death")
     parser.add_argument("--directory", type=Path, default=RESULTS)
     chosen = parser.parse_args(None if arguments is None else list(arguments))
-    found = {"elastic": elastic(chosen.phase, chosen.length), "one_lost": one_lost(chosen.runs)}
+    found = {
+        "elastic": elastic(chosen.phase, chosen.length),
+        "one_lost_small": one_lost(chosen.runs, SMALL),
+        "one_lost_large": one_lost(chosen.runs, LARGE),
+    }
     path = timing.write_result(timing.document("fault-tolerance", found), chosen.directory)
     draw(found["elastic"], path.with_suffix(".png"))
-    whole, added = found["one_lost"]["seconds_whole"], found["one_lost"]["added_seconds"]
     for phase in found["elastic"]["share_of_possible"]:
         print(f"{phase['nodes']} nodes: {phase['per_second']:6.1f} tasks/s, {phase['share']:4.0%} of what they could")
     chains = found["elastic"]
     print(
         f"{chains['tasks']} tasks, {chains['tasks_run_again']} run again, {chains['wrong_chains']} of {chains['chains']} chains wrong"
     )
-    print(f"one node of four killed in {whole[0]:.1f} s: {added:+.2f} s")
+    for size in ("small", "large"):
+        job = found[f"one_lost_{size}"]
+        whole, added = job["seconds_whole"][0], job["added_seconds"]
+        print(f"one node of four killed in a job of {whole:.1f} s, {size} values: {added:+.2f} s")
     print(path)
 
 

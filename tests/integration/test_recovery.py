@@ -110,6 +110,16 @@ def test_values_go_from_node_to_node(cluster: Cluster) -> None:
     del ref
 
 
+def test_copies_that_go_do_not_stop_others_from_coming(cluster: Cluster) -> None:
+    """Each value is fetched here while another node gives its copy up."""
+    for _ in range(30):
+        refs = [make.options(resources=on("ab"[i % 2])).remote(None, i) for i in range(6)]
+        ends = [first.options(resources=on("ba"[i % 2])).remote(ref) for i, ref in enumerate(refs)]
+        assert zray.get(ends, timeout=30) == list(range(6))
+        assert [int(value[0]) for value in zray.get(refs, timeout=30)] == list(range(6))
+    del refs, ends
+
+
 def test_many_large_values_leave_nothing(cluster: Cluster) -> None:
     """Also on the other nodes: their stores are empty, and they owe nothing."""
     count = 300

@@ -61,6 +61,12 @@ class ObjectsMade(Event, frozen=True):
     ids: list[bytes]
 
 
+class ObjectsLost(Event, frozen=True):
+    """Objects are lost with a node, and made again: tasks that were sent to others and need one of them wait there, and occupy nothing."""
+
+    ids: list[bytes]
+
+
 class TasksFinished(Event, frozen=True):
     """Ends of tasks on one worker, in order; columns of equal length (statuses: wire.DONE_*)."""
 

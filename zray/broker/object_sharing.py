@@ -86,7 +86,7 @@ class ObjectSharing:
         for name in self.lending.given_back(node, objects):
             self._kept.pop(name, None)
             self._asked.pop(name, None)
-            if name not in self.lending.borrowed:
+            if name not in self.lending.borrowed and not self.locations.wanted(name):  # it may be on its way here
                 self.exchange.transfer.forget(name)
         for name in objects:
             if node not in self.lending.lent.get(name, {}) and node not in self._debts.get(name, ()):

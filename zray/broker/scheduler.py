@@ -107,6 +107,7 @@ class Scheduler:
             events.TasksSubmitted: tasks.submitted,
             events.ObjectsReady: tasks.objects_ready,
             events.ObjectsMade: tasks.objects_made,
+            events.ObjectsLost: tasks.objects_lost,
             events.TasksFinished: tasks.finished,
             events.WorkerStarted: self._worker_started,
             events.WorkerIsReady: self._worker_is_ready,

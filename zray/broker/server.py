@@ -781,6 +781,8 @@ class Broker:
         if self.sharing is None or self.remote is None or self.remote_actors is None:
             return
         lost = self.sharing.mark_lost(node)
+        if lost:
+            self.tell(e.ObjectsLost(lost))
         self.tell(e.PeerGone(node, reason, self.remote.take_away_calls(node, self.scheduler.node.actors.actors)))
         self.remote.node_gone(node, reason)
         self.remote_actors.node_gone(node)

@@ -139,6 +139,15 @@ class TaskEvents:
                 if waiting.queue is not None:
                     self.node.tasks.enqueue(waiting.queue, waiting.spec)
 
+    def objects_lost(self, event: events.ObjectsLost, now: float) -> None:
+        """Slots of other nodes whose tasks wait for what is lost give back what they hold: the task that makes it again may need that very place.
+        They get nothing more."""
+        lost = set(event.ids)
+        for slot in list(self.node.pool.slots()):
+            if slot.held is not None and any(dep in lost for spec in slot.handed for dep in spec.deps):
+                self.node.vacate(slot)
+                slot.blocked = True
+
     def _wake(self, objects: list[bytes]) -> None:
         node = self.node
         for object_id in objects:

@@ -353,7 +353,8 @@ class WorkerPool:
             assert 0 <= worker.ghosts <= len(worker.handed), f"{worker} has {worker.ghosts} ghosts"
             assert not worker.lent or worker.blocked, f"{worker} lends its CPU though it is not blocked"
             if worker.state in (BUSY, LEASED, DRAINING):
-                assert worker.held is not None, f"{worker} works but holds nothing"
+                waits = worker.peer is not None and worker.blocked
+                assert worker.held is not None or waits, f"{worker} works but holds nothing"
             if worker.state in (IDLE, LEASED, DRAINING, STOPPING):
                 assert not worker.handed, f"{worker} has tasks in this state"
             if worker.state in (IDLE, STOPPING):
