@@ -15,6 +15,7 @@ that it gets values by have one each.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -36,10 +37,8 @@ _BULK: Final = b"b"
 """Follows a node's id where the connection is its second one, for bulk."""
 MAX_FRAME: Final = 64 << 20
 """Bytes of the largest frame between nodes; a longer one ends the connection. Values travel in chunks far smaller."""
-_HEARTBEAT_MS: Final = 1000
-_STALLED_MS: Final = 4000
-"""A connection over which no whole frame came for so long is ended and made anew: its route is dead, or a damaged length has it wait for
-bytes that never come. (A process that is only paused loses nothing by it: frames are sent again.)"""
+_HANDSHAKE_MS: Final = 4000
+"""A handshake that takes longer is given up, and begun anew."""
 _LINGER_MS: Final = 200
 _RECONNECT_MS: Final = 20
 _RECONNECT_MAX_MS: Final = 1000
@@ -177,10 +176,9 @@ class PeerSockets:
         return int(listener.getsockopt_string(zmq.LAST_ENDPOINT).rpartition(":")[2])
 
     def _socket(self, kind: int) -> zmq.Socket[bytes]:
-        socket = _secret_socket(self._zmq, kind, self._key)
-        socket.setsockopt(zmq.HEARTBEAT_IVL, _HEARTBEAT_MS)
-        socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, _STALLED_MS)
-        return socket
+        # No heartbeats of ZeroMQ's: when one falls due on a connection that broke while its input was stopped, libzmq 4.3.5 aborts the
+        # process. Connections that have stalled are noticed by who has something to say (`zray.broker.links`).
+        return _secret_socket(self._zmq, kind, self._key)
 
     def dial(self, node: bytes, address: str) -> None:
         """Connect to a node's host:port, again and again until `hang_up`; does nothing when that was asked for before."""
@@ -222,7 +220,12 @@ class PeerSockets:
         """Send a frame, or let it wait until the node is connected; False when there is no connection to it."""
         found = self._dialled.get(node)
         if found is not None:
-            found[0].send(frame, zmq.DONTWAIT)
+            try:
+                found[0].send(frame, zmq.DONTWAIT)
+            except zmq.Again:
+                # ZeroMQ makes a connection anew when the other side ended it, not when this side did because of damaged bytes.
+                self._hang_up(node, linger=0)
+                return False
             return True
         if node not in self._accepted:
             return False
@@ -365,10 +368,12 @@ class BulkSockets:
             socket.close(0)
 
     def send(self, node: bytes, frame: bytes) -> None:
-        """Send a frame, or let it wait until the node is connected; dropped when it was not dialled."""
+        """Send a frame, or let it wait until the node is connected; dropped when it was not dialled, or the connection ended for good
+        because of damaged bytes (whoever misses an answer dials anew)."""
         found = self._dialled.get(node)
         if found is not None:
-            found[0].send(frame, zmq.DONTWAIT)
+            with contextlib.suppress(zmq.Again):
+                found[0].send(frame, zmq.DONTWAIT)
 
     def wake(self) -> None:
         """Let `wait` return. From any thread."""
@@ -419,7 +424,7 @@ def _secret_socket(context: zmq.Context[zmq.Socket[bytes]], kind: int, key: Clus
     socket.setsockopt(zmq.RCVHWM, 0)
     socket.setsockopt(zmq.LINGER, _LINGER_MS)
     socket.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME)
-    socket.setsockopt(zmq.HANDSHAKE_IVL, _STALLED_MS)
+    socket.setsockopt(zmq.HANDSHAKE_IVL, _HANDSHAKE_MS)
     socket.setsockopt(zmq.CURVE_PUBLICKEY, key.public.encode())
     socket.setsockopt(zmq.CURVE_SECRETKEY, key.secret.encode())
     return socket

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import socket
 import threading
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from zray.transport import Context, Poller, ipc_endpoint
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-A, B = (bytes([n]) * 16 for n in (1, 2))
+A, B, C = (bytes([n]) * 16 for n in (1, 2, 3))
 now = SystemClock.now
 
 
@@ -104,12 +105,12 @@ class Relay:
 class Broker:
     """One end, with all that it heard."""
 
-    def __init__(self, own: bytes, key: ClusterKey, directory: str) -> None:
+    def __init__(self, own: bytes, key: ClusterKey, directory: str, *, client: bool = False) -> None:
         self.context = Context()
         self.poller = Poller(self.context.inbox(ipc_endpoint(directory, own[:1].hex())))
         self.sockets = PeerSockets(self.context, own, key, self.poller)
-        self.port = self.sockets.listen("127.0.0.1", 0)
-        self.links = Links(self.sockets, Prober(self.poller), own)
+        self.port = 0 if client else self.sockets.listen("127.0.0.1", 0)
+        self.links = Links(self.sockets, Prober(self.poller), own, client=client)
         self.events: list[LinkEvent] = []
 
     def look(self) -> None:
@@ -155,7 +156,7 @@ def relay(brokers: tuple[Broker, Broker]) -> Iterator[Relay]:
     found.close()
 
 
-def until(brokers: tuple[Broker, Broker], condition: Callable[[], Any], timeout: float = 30.0) -> None:
+def until(brokers: tuple[Broker, ...], condition: Callable[[], Any], timeout: float = 30.0) -> None:
     def look() -> Any:
         for broker in brokers:
             broker.look()
@@ -249,3 +250,105 @@ def test_a_node_that_is_forgotten_gets_nothing_more(brokers: tuple[Broker, Broke
     near.links.send(B, pm.Leave("y"), now())
     assert not near.sockets.reaches(B)
     assert near.links.unacked_bytes(B) > 0
+
+
+# -- through the head --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def trio() -> Iterator[tuple[Broker, Broker, Broker, Relay]]:
+    """A client (A), the head (B), a node (C), and the relay to the head, which is the client's only way."""
+    key, directory = ClusterKey.new(), os.path.join("/tmp", f"zl{os.getpid()}")
+    os.makedirs(directory)
+    near, head, node = Broker(A, key, directory, client=True), Broker(B, key, directory), Broker(C, key, directory)
+    for broker in (near, head, node):
+        broker.links.head = B
+    relay = Relay(head.port)
+    near.links.know(B, f"127.0.0.1:{relay.port}")
+    near.links.know(C, f"127.0.0.1:{node.port}")
+    node.links.know(B, f"127.0.0.1:{head.port}")
+    node.links.know(A, "")
+    head.links.know(A, "")
+    head.links.know(C, f"127.0.0.1:{node.port}")
+    yield near, head, node, relay
+    for broker in (near, head, node):
+        broker.close()
+    relay.close()
+    shutil.rmtree(directory)
+
+
+def gossip(trio: tuple[Broker, Broker, Broker, Relay], count: int, each: Callable[[int], None]) -> None:
+    """The client and the node send one another numbered messages, while something happens; each arrives once, in order."""
+    near, head, node, _ = trio
+    brokers = near, head, node
+    for number in range(count):
+        near.links.send(C, pm.StoreReply(number, bytes(300)), now())
+        node.links.send(A, pm.StoreReply(number, bytes(300)), now())
+        each(number)
+        if number % 10 == 0:
+            for broker in brokers:
+                broker.look()
+    until(brokers, lambda: len(node.heard()) >= count and len(near.heard()) >= count)
+    assert node.heard() == near.heard() == list(range(count))
+    until(brokers, lambda: not near.links.unacked_bytes(C) and not node.links.unacked_bytes(A))
+    assert not near.sockets.reaches(C)
+    assert not node.sockets.reaches(A)
+    assert not [event for event in head.events if isinstance(event, Heard)], "the head only passes on"
+
+
+def test_a_client_and_a_node_talk_through_the_head(trio: tuple[Broker, Broker, Broker, Relay]) -> None:
+    gossip(trio, 1000, lambda number: None)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_whatever_happens_to_the_clients_connection(seed: int, trio: tuple[Broker, Broker, Broker, Relay]) -> None:
+    relay = trio[3]
+    draw = relay.draw = random.Random(seed)
+
+    def disturb(number: int) -> None:
+        if draw.random() < 0.01:
+            relay.cut()
+        relay.damage = 0.2 if 200 <= number < 400 else 0.0
+
+    gossip(trio, 800, disturb)
+
+
+def test_what_may_not_pass_through_the_head(
+    trio: tuple[Broker, Broker, Broker, Relay], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Nobody speaks in another's name, only the head passes on, and messages of the dead are not passed on."""
+    near, head, node, _ = trio
+    brokers = near, head, node
+    near.links.send(B, pm.Leave("x"), now())
+    near.links.send(C, pm.Leave("x"), now())
+    node.links.send(B, pm.Leave("x"), now())
+    until(brokers, lambda: len(head.events) == 2 and node.events)
+    stolen = pm.envelope(pm.PLAIN, C, pm.encode(pm.Rejected("ended by a stranger")))
+    near.sockets.send(B, pm.envelope(pm.RELAYED, B, pm.passage(B, C, 0, stolen)))  # in the head's name
+    near.sockets.send(B, pm.envelope(pm.RELAYED, B, b"short"))
+    node.sockets.send(B, pm.envelope(pm.RELAYED, B, pm.passage(A, B, 0, stolen)))  # to the head itself
+    until(brokers, lambda: head.links.malformed == 3)
+    head.links.forget(A)
+    near.sockets.send(B, pm.envelope(pm.RELAYED, B, pm.passage(A, C, 0, stolen)))
+    near.sockets.send(B, b"junk")
+    until(brokers, lambda: head.links.malformed == 4)
+    head.links.send(C, pm.Leave("the last"), now())
+    until(brokers, lambda: len(node.events) == 2)
+    assert [event.message for event in node.events if isinstance(event, Heard)] == [pm.Leave("x"), pm.Leave("the last")]
+    assert capfd.readouterr().err.count("dropped a frame of node") == 4
+
+
+def test_a_receiver_that_takes_nothing_holds_up_no_more_than_the_limit(
+    trio: tuple[Broker, Broker, Broker, Relay], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the head cannot get rid of is dropped beyond a bound, and sent again by who made it."""
+    monkeypatch.setattr("zray.broker.relay.LIMIT_BYTES", 1 << 20)
+    near, head, node, _ = trio
+    near.links.send(B, pm.Leave("x"), now())
+    until((near, head), lambda: head.events)
+    for number in range(100):
+        node.links.send(A, pm.StoreReply(number, bytes(100 << 10)), now())
+    until((head, node), lambda: head.links.not_passed > 0)
+    assert head.links._passed[A].waiting <= 1 << 20
+    until((near, head, node), lambda: len(near.heard()) >= 100, 60)
+    assert near.heard() == list(range(100))

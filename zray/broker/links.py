@@ -28,6 +28,9 @@ _PROBE_S: Final = 1.0
 _LOOK_AGAIN_S: Final = (0.001, 0.003, 0.008, 0.02, 0.1, 0.5, 2.0)
 """Seconds after a connection broke at which the port is looked at again, unless the node is heard: a process that is being
 killed loses its connections before its listening socket."""
+STALLED_S: Final = 4.0
+"""A connection over which nothing came for so long, although something should have, is ended and made anew: its route is dead, or a damaged
+length has it wait for bytes that never come. (A process that is only paused loses nothing by it: frames are sent again.)"""
 _REFUSALS: Final = frozenset({errno.ECONNREFUSED})
 
 
@@ -133,6 +136,8 @@ class Links:
         """Nodes that frames could not be sent to: they are when such a node is heard."""
         self._suspects: dict[bytes, list[float]] = {}
         """Nodes that a connection broke to, and when their ports are looked at again."""
+        self._silent_since: dict[bytes, float] = {}
+        """Since when nothing has come from nodes that should say something."""
         self._nameless: dict[bytes, bool] = {}
         """Stand-ins for nodes whose ids are not known, and whether a connection to them is there."""
         self.malformed = 0
@@ -262,6 +267,7 @@ class Links:
     def _arrived(self, event: Arrived, now: float, events: list[LinkEvent]) -> None:
         node = event.node
         self._suspects.pop(node, None)
+        self._silent_since.pop(node, None)
         try:
             way, to, payload = pm.open_envelope(event.frame)
             if to not in (self._own[:8], pm.ANYBODY):
@@ -365,11 +371,28 @@ class Links:
                     del self._suspects[node]
                 if self.probe(node, now):
                     refused.append(Refused(node))
+        self._end_stalled(now)
         for node, link in self._links.items():
             if now >= link.wake_at:
                 for frame in link.tick(now):
                     self._put(node, pm.NUMBERED, frame)
         return refused
+
+    def _end_stalled(self, now: float) -> None:
+        """Make connections anew over which nothing comes. A node hears its head all the time; any node acknowledges what it is sent."""
+        owing = {node for node, link in self._links.items() if link.unacked and self.is_direct(node)}
+        owing.update(node for node, is_there in self._nameless.items() if is_there)
+        if self.head != self._own and self.sockets.reaches(self.head):
+            owing.add(self.head)
+        for node in [node for node in self._silent_since if node not in owing]:
+            del self._silent_since[node]
+        for node in sorted(owing):
+            if now - self._silent_since.setdefault(node, now) >= STALLED_S:
+                self._silent_since[node] = now
+                if node in self._nameless:
+                    self._nameless[node] = False
+                self.sockets.hang_up(node)
+                self._connect(node)
 
     def close(self) -> None:
         """Close everything."""

@@ -802,7 +802,9 @@ class Broker:
         # Whoever waits learns why.
         states = (_store.STATE_PENDING, _store.STATE_CLAIMED)
         waiting = [row[0] for row in self.store.walk() if row[1] in states]
-        error = failures.dump(failures.from_error(errors.ZraySystemError(f"this node has ended: {reason}")))
+        outside = self.cluster is not None and self.cluster.is_client
+        what = "the connection to the cluster" if outside else "this node"
+        error = failures.dump(failures.from_error(errors.ZraySystemError(f"{what} has ended: {reason}")))
         fields: dict[str, object] = {"error": error}
         self.performer.seal_entries(a.SealEntries(waiting, "ZraySystemError", fields))
 
