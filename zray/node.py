@@ -392,6 +392,7 @@ def start(settings: NodeSettings, driver_pid: int, cluster: ClusterSettings | No
                 log_to_driver=settings.log_to_driver,
                 python=sys.version,
                 cluster=place,
+                trace=os.environ.get("ZRAY_TRACE", "0") not in ("", "0"),
             )
             process = _spawn(config, directory, ready_fd)
             undo.callback(_end, process)

@@ -56,6 +56,7 @@ EXAMPLES: list[pm.PeerMessage] = [
     pm.ActorUp(NODE, 7, 2, 4711),
     pm.ActorGone(NODE, 7, "ActorDiedError", "SIGKILL", b"failure"),
     pm.EndActorAway(NODE),
+    pm.Steps([pm.Step(1.5, "00", "tasks", NODE, "placed", "there")]),
     pm.Output(7, "3.out", b"\x1ef\x1f12\nhello\n"),
     pm.AdoptActor(3, JOB, NODE, [], ACTOR, [NODE]),
     pm.Adopted(3, NODE, NODE),

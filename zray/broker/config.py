@@ -54,5 +54,7 @@ class BrokerConfig(msgspec.Struct, frozen=True):
     python: str = ""
     cluster: ClusterConfig | None = None
     """None: one machine, and no TCP port."""
+    trace: bool = False
+    """Note the walk of tasks through the cluster as events (`zray.broker.walk`)."""
     options: dict[str, object] = {}
     """Rarer settings (`_system_config`)."""

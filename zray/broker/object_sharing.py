@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Final
 
 from zray import _store, errors, failures, ids, wire
 from zray.broker import peer_messages as pm
+from zray.broker import walk
 from zray.broker.lending import Lending
 from zray.broker.locations import Locations
 from zray.broker.object_exchange import INLINE_BYTES, ObjectExchange
@@ -301,6 +302,9 @@ class ObjectSharing:
     def arrived(self, name: bytes) -> None:
         """A value from another node is sealed here now."""
         began = self._began.pop(name, None)
+        if self._broker.walk is not None:
+            sources = " ".join(node.hex() for node in self.locations.sources(name))
+            self._broker.walk.note("objects", name, walk.COPIED, sources)
         if name in self.locations:
             if began is not None:
                 self._measure(self.locations.size(name) / max(time.monotonic() - began, 1e-6))

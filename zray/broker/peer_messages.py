@@ -356,6 +356,23 @@ class Output(PeerMessage, frozen=True):
     text: bytes
 
 
+class Step(msgspec.Struct, array_like=True, frozen=True):
+    """A step of a task's walk through the cluster (`zray.broker.walk`)."""
+
+    time: float
+    node: str
+    table: str
+    subject: bytes
+    what: str
+    detail: str
+
+
+class Steps(PeerMessage, frozen=True):
+    """Node that traces -> head: what it has noted."""
+
+    steps: list[Step]
+
+
 class ActorUp(PeerMessage, frozen=True):
     """Where an actor lives -> its owner: this incarnation has been constructed."""
 
@@ -572,6 +589,7 @@ KINDS: Final[dict[int, type[PeerMessage]]] = {
     43: AskActor,
     44: ActorIs,
     45: Output,
+    46: Steps,
     50: WantGroup,
     51: DropGroup,
     52: GroupAnswer,

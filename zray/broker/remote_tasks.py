@@ -21,6 +21,7 @@ from zray import wire
 from zray.broker import actions as a
 from zray.broker import events as e
 from zray.broker import peer_messages as pm
+from zray.broker import walk
 from zray.ids import return_id, task_of
 
 if TYPE_CHECKING:
@@ -102,6 +103,8 @@ class RemoteTasks:
         job = self._broker.job_specs[action.job]
         for spec in action.tasks:
             self._sharing.sent(spec, action.job)
+            if self._broker.walk is not None:
+                self._broker.walk.note("tasks", spec.id, walk.PLACED, action.node.hex())
         shapes, lent = self.wrap(action.node, job.number, action.tasks)
         places = self._sharing.places_of(lent)
         self._cluster.send(
@@ -133,6 +136,8 @@ class RemoteTasks:
             if shape.function not in code:
                 code.add(shape.function)
                 names[shape.function] = None
+                if self._broker.walk is not None and shape.function:
+                    self._broker.walk.note("functions", shape.function, walk.CODE_SENT, node.hex())
             for name in (*spec.deps, *spec.borrowed):
                 names[name] = None
         refs = [ref for name in names if name and (ref := self._store.reference(name)) is not None]
@@ -219,6 +224,9 @@ class RemoteTasks:
             results = self._expect(spec, shape.num_returns, held, None)
             self._guests[spec.id] = _Guest(node, message.slot, guest_job, results, held)
             self.keep_function(job, shape.function, lent)
+            if broker.walk is not None:
+                broker.walk.note("tasks", spec.id, walk.RECEIVED, node.hex())
+                broker.walk.lacking(spec.id, spec.deps)
             missing.append(broker._missing((shape.function, *spec.deps)))
         lacking = missing if any(missing) else None
         broker.tell(e.TasksSubmitted(guest_job, 0, b"", message.tasks, lacking))
@@ -323,7 +331,9 @@ class RemoteTasks:
     def _report(self, node: bytes, ends: list[tuple[bytes, int, int]]) -> None:
         results: list[ObjectRef] = []
         slots = []
-        for task, _, _ in ends:
+        for task, _, micros in ends:
+            if self._broker.walk is not None:
+                self._broker.walk.note("tasks", task, walk.RAN, f"{micros} us")
             guest = self._guests.pop(task)
             slots.append(guest.slot)
             results += guest.results
@@ -364,6 +374,8 @@ class RemoteTasks:
             self._sharing.located(node, place, True)
         for task in message.ids:
             self._sharing.task_ended(task, kept.get(task, ()))
+            if self._broker.walk is not None:
+                self._broker.walk.note("tasks", task, walk.RETURNED, node.hex())
         by_slot: dict[int, list[int]] = {}
         for index, slot in enumerate(message.slots):
             by_slot.setdefault(slot, []).append(index)

@@ -22,7 +22,7 @@ from zray import _store, errors, failures, wire
 from zray.broker import actions as a
 from zray.broker import events as e
 from zray.broker import peer_messages as pm
-from zray.broker import revival, status
+from zray.broker import revival, status, walk
 from zray.broker.cluster import JOB_BITS, Cluster
 from zray.broker.groups import Groups
 from zray.broker.membership import NEVER, NodeInfo, NodeLoad, State
@@ -140,6 +140,7 @@ class Broker:
         self.performer = Performer(self)
         self.cluster: Cluster | None = None
         self.sharing: ObjectSharing | None = None
+        self.walk = walk.Walk(self) if config.trace else None
         self.remote: RemoteTasks | None = None
         self.remote_actors: RemoteActors | None = None
         self.output: RemoteOutput | None = None
@@ -348,6 +349,10 @@ class Broker:
                     missing[index] = lacking
         self.store.add_word(message.process, wire.WORD_CONSUMED, 1)
         self.records.tasks_submitted(message.job, message.tasks)
+        if self.walk is not None:
+            for spec in message.tasks:
+                self.walk.note("tasks", spec.id, walk.SUBMITTED)
+                self.walk.lacking(spec.id, spec.deps)
         self.tell(e.TasksSubmitted(message.job, message.process, message.parent, message.tasks, missing))
 
     def _tasks_done(self, message: wire.TasksDone) -> None:
@@ -680,6 +685,8 @@ class Broker:
             self.remote_actors.tick(now)
         if self.output is not None:
             self.output.send_all()
+        if self.walk is not None:
+            self.walk.send()
         self._touch_ahead()
         if now >= self._next_sweep:
             self._next_sweep = now + _SWEEP_S
@@ -741,6 +748,7 @@ class Broker:
         cluster.serve_also(pm.CallActorAway, remote.call)
         cluster.serve_also(pm.KillActorAway, lambda _, m: self.kill_actor(m.actor, m.no_restart))
         cluster.serve_also(pm.JobOver, self._job_over_elsewhere)
+        cluster.serve_also(pm.Steps, lambda _, m: None if self.walk is None else self.walk.came(m))
         cluster.serve_also(pm.Want, lambda node, m: sharing.wanted(node, m.ids))
         cluster.serve_also(pm.Located, lambda node, m: sharing.located(node, m, False))
         cluster.serve_also(pm.GetValues, lambda node, m: sharing.fetch_for(node, m.ids))
