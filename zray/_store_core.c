@@ -1256,7 +1256,7 @@ static int commit_processes(zs_store *s) {
 int zs_register_pid(zs_store *s, uint32_t kind, uint32_t pid, zs_proc *proc) {
     uint64_t start_time;
     if (kind == ZS_PROC_NONE || pid == 0) return ZS_BAD_ARGUMENT;
-    if (!os_start_time(pid, &start_time)) return ZS_NOT_FOUND;
+    if (os_start_time(pid, &start_time) <= 0) return ZS_NOT_FOUND;
     int rc = commit_processes(s);
     if (rc != ZS_OK) return rc;
     lock(s);
@@ -1392,7 +1392,8 @@ static int identity(zs_store *s, zs_proc proc, uint32_t *pid, uint64_t *start_ti
 
 static int identity_alive(uint32_t pid, uint64_t start_time) {
     uint64_t now;
-    return os_start_time(pid, &now) && now == start_time;
+    int known = os_start_time(pid, &now);
+    return known < 0 || (known && now == start_time);    /* whoever takes a living process for dead frees what it uses */
 }
 
 int zs_alive(zs_store *s, zs_proc proc) {
@@ -1469,7 +1470,7 @@ int zs_fork_child(zs_store *s, zs_proc embryo) {
     uint64_t start_time;
     s->self = 0;
     s->pid = pid;
-    if (!os_start_time(pid, &start_time)) return ZS_SYSTEM;
+    if (os_start_time(pid, &start_time) <= 0) return ZS_SYSTEM;
     lock(s);
     zs_process *p = current(s, embryo);
     if (p && p->parent) {
@@ -3150,12 +3151,13 @@ static uint32_t os_cpus(void) {
     return sched_getaffinity(0, sizeof set, &set) == 0 ? (uint32_t)CPU_COUNT(&set) : 1;
 }
 
-/* Start time of a process that exists and has not exited (field 22 of its stat). A zombie has exited when no thread of it is left to run. */
+/* Start time of a process that exists and has not exited (field 22 of its stat): 1; 0: there is none; -1: this process cannot tell, because it has
+ * no descriptors left, say. A zombie has exited when no thread of it is left to run. */
 static int os_start_time(uint32_t pid, uint64_t *start_time) {
     char path[40], text[1024];
     snprintf(path, sizeof path, "/proc/%u/stat", pid);
     int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0) return 0;
+    if (fd < 0) return errno == ENOENT || errno == ESRCH ? 0 : -1;
     ssize_t n;
     do n = read(fd, text, sizeof text - 1);
     while (n < 0 && errno == EINTR);

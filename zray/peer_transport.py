@@ -181,12 +181,20 @@ class PeerSockets:
         return _secret_socket(self._zmq, kind, self._key)
 
     def dial(self, node: bytes, address: str) -> None:
-        """Connect to a node's host:port, again and again until `hang_up`; does nothing when that was asked for before."""
+        """Connect to a node's host:port, again and again until `hang_up`; does nothing when that was asked for before, or when this process
+        has no descriptors left (then `reaches` is false)."""
         if node in self._dialled:
             return
-        socket = self._socket(zmq.DEALER)
+        try:
+            socket = self._socket(zmq.DEALER)
+        except zmq.ZMQError:
+            return
         socket.setsockopt(zmq.AFFINITY, 1)
-        monitor = _connect(socket, self._own, self._key, address)
+        try:
+            monitor = _connect(socket, self._own, self._key, address)
+        except zmq.ZMQError:
+            socket.close(0)
+            return
         self._dialled[node] = socket, monitor
         self._poller.watch(socket)
         self._poller.watch(monitor)
@@ -350,8 +358,15 @@ class BulkSockets:
     def dial(self, node: bytes, address: str) -> None:
         """Connect to a node's host:port, again and again until `hang_up`; a connection that there is already is made anew."""
         self.hang_up(node)
-        socket = _secret_socket(self._zmq, zmq.DEALER, self._key)
-        monitor = _connect(socket, self._own + _BULK, self._key, address)
+        try:
+            socket = _secret_socket(self._zmq, zmq.DEALER, self._key)
+        except zmq.ZMQError:  # no descriptors: who misses an answer dials again
+            return
+        try:
+            monitor = _connect(socket, self._own + _BULK, self._key, address)
+        except zmq.ZMQError:
+            socket.close(0)
+            return
         self._dialled[node] = socket, monitor
         self._poller.register(socket, zmq.POLLIN)
         self._poller.register(monitor, zmq.POLLIN)

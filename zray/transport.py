@@ -47,8 +47,11 @@ class Context:
         self.pid = os.getpid()
 
     def outbox(self, endpoint: str) -> Outbox:
-        """Connect to a peer's inbox, which need not exist yet."""
-        socket = self.zmq.socket(zmq.DEALER, _Socket)
+        """Connect to a peer's inbox, which need not exist yet. OSError: this process has no descriptors left."""
+        try:
+            socket = self.zmq.socket(zmq.DEALER, _Socket)
+        except zmq.ZMQError as error:
+            raise OSError(error.errno, error.strerror) from None
         socket.setsockopt(zmq.SNDHWM, 0)
         socket.setsockopt(zmq.LINGER, 500)
         socket.setsockopt(zmq.RECONNECT_IVL, 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -328,6 +329,7 @@ def far_cluster(tmp_path: Path) -> Iterator[tuple[str, str]]:
             tunnel.close()
         inside.communicate(timeout=30)
         place.close()
+        shutil.rmtree(environment[RUNTIME], ignore_errors=True)
 
 
 def test_through_one_port_by_ssh(far_cluster: tuple[str, str]) -> None:

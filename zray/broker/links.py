@@ -79,7 +79,10 @@ class Prober:
             family, kind, protocol, _, target = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)[0]
         except OSError:
             return False
-        probe = socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, protocol)
+        try:
+            probe = socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, protocol)
+        except OSError:  # this process has no descriptor to spare: that says nothing about the other
+            return False
         code = probe.connect_ex(target)
         if code in (errno.EINPROGRESS, errno.EAGAIN):
             self._open[probe.fileno()] = probe, node, now + _PROBE_S

@@ -8,7 +8,9 @@ What a task wrote leaves before the report of its end, on the same link: it is o
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
 from typing import TYPE_CHECKING, Final
 
 from zray import wire
@@ -76,7 +78,8 @@ class RemoteOutput:
             if size < offset:  # it became too long, and began anew
                 offset = 0
             if size > offset:
-                self._offsets[path] = self._send_file(path, offset, home, job, f"{worker.number}.{suffix}")
+                with contextlib.suppress(OSError):  # no descriptors: the next time
+                    self._offsets[path] = self._send_file(path, offset, home, job, f"{worker.number}.{suffix}")
 
     def _send_file(self, path: str, offset: int, home: bytes, job: int, name: str) -> int:
         """Send whole lines from an offset on; return where the next ones begin."""
@@ -113,14 +116,18 @@ class RemoteOutput:
             return
         number, _, suffix = message.name.partition(".")
         path = os.path.join(self._directory, f"n{node.hex()[:8]}-{number}.{message.job}.{suffix}")
-        with open(path, "ab") as file:
-            if file.tell() > _KEPT:
-                file.truncate(0)
-            file.write(message.text)
+        try:
+            with open(path, "ab") as file:
+                if file.tell() > _KEPT:
+                    file.truncate(0)
+                file.write(message.text)
+        except OSError as error:  # no descriptors, or a full disk: output is lost, and nothing else
+            print(f"[zray] output of job {message.job} is lost: {error}", file=sys.stderr, flush=True)
         self._broker.store.add_global(wire.GLOBAL_LOG_EVENTS, 1)
 
     def job_over(self, job: int) -> None:
         """A driver of this node has ended: nobody reads its output from afar."""
-        for name in os.listdir(self._directory):
-            if name.startswith("n") and name.endswith(tuple(f".{job}.{suffix}" for suffix in _SUFFIXES)):
-                os.unlink(os.path.join(self._directory, name))
+        with contextlib.suppress(OSError):
+            for name in os.listdir(self._directory):
+                if name.startswith("n") and name.endswith(tuple(f".{job}.{suffix}" for suffix in _SUFFIXES)):
+                    os.unlink(os.path.join(self._directory, name))

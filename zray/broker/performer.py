@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import os
 import signal
+import sys
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -110,7 +111,14 @@ class Performer:
         if worker is None:
             return
         if worker.outbox is None:
-            worker.outbox = self.broker.context.outbox(ipc_endpoint(self.broker.config.directory, f"w{number}"))
+            try:
+                worker.outbox = self.broker.context.outbox(ipc_endpoint(self.broker.config.directory, f"w{number}"))
+            except (
+                OSError
+            ) as error:  # no descriptors: without a word it is of no use; another is started a little later
+                print(f"[zray] worker {number} cannot be reached: {error}", file=sys.stderr, flush=True)
+                kill_group(worker.pid)
+                return
         worker.outbox.send(wire.encode(message))
 
     def _define(self, number: int, keys: Iterable[bytes]) -> None:

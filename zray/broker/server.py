@@ -7,6 +7,7 @@ node. Does not cover what is decided (`scheduler`), how actions are carried out 
 from __future__ import annotations
 
 import collections
+import contextlib
 import os
 import resource
 import shutil
@@ -691,7 +692,7 @@ class Broker:
         if now >= self._next_sweep:
             self._next_sweep = now + _SWEEP_S
             self.store.sweep()
-            if os.path.isdir(self.config.spill_directory):
+            with contextlib.suppress(OSError):  # no directory, or no descriptors: the next time
                 self.objects.remove_stale_files()
 
     def _touch_ahead(self) -> None:
@@ -839,7 +840,7 @@ class Broker:
             return
         for number in [job] if job else list(self.jobs):
             path = os.path.join(self.config.directory, "logs", f"w0.{number}.err")
-            with open(path, "a") as file:
+            with contextlib.suppress(OSError), open(path, "a") as file:
                 file.write(f"\x1ezray\x1f\n{text}\n")
         self.store.add_global(wire.GLOBAL_LOG_EVENTS, 1)
 
