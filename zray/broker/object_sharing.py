@@ -70,6 +70,8 @@ class ObjectSharing:
         """By task that runs again: its arguments and results, until it has ended."""
         self._began: dict[bytes, float] = {}
         """Values that are being brought, and since when."""
+        self._gathered: list[bytes] | None = None
+        """Objects that have arrived and were not told of; None: each is told of at once."""
         self._given_up: list[bytes] = []
         """Objects that were on their way here a moment ago, when nobody seemed to want them."""
 
@@ -314,7 +316,20 @@ class ObjectSharing:
             if lender is not None:
                 self._cluster.send(lender, pm.CopyAt(name, self._cluster.own, size, attempt, True))
         self.locations.found(name)
-        self._broker.objects_there([name])
+        if self._gathered is None:
+            self._broker.objects_there([name])
+        else:
+            self._gathered.append(name)
+
+    def gather(self) -> None:
+        """Tell of what arrives from now on all at once, in `tell_gathered`: much comes in one message."""
+        self._gathered = []
+
+    def tell_gathered(self) -> None:
+        """Tell of what has arrived since `gather`."""
+        found, self._gathered = self._gathered, None
+        if found:
+            self._broker.objects_there(found)
 
     def _measure(self, bandwidth: float) -> None:
         """A value came at so many bytes a second: the scheduler estimates from it what it costs to bring others."""

@@ -366,8 +366,12 @@ class RemoteTasks:
         if calls:
             for task in message.ids:
                 calls.pop(task, None)
-        for value in message.values:
-            self._sharing.exchange.received(node, value)
+        self._sharing.gather()
+        try:
+            for value in message.values:
+                self._sharing.exchange.received(node, value)
+        finally:
+            self._sharing.tell_gathered()
         kept: dict[bytes, list[bytes]] = {}
         for place in message.kept:
             kept.setdefault(task_of(place.id), []).append(place.id)
