@@ -297,11 +297,9 @@ class Broker:
         if self.cluster is not None:
             self.cluster.tell_all_others(pm.JobOver(number, reason))
         if self.remote is not None:
-            self.remote.forget_code(number)
+            self.remote.job_over(number, reason)
         if self.output is not None:
             self.output.job_over(number)
-        if self.sharing is not None:
-            self.sharing.job_over(number)
         self.records.job_ended(job.spec, reason)
         self.poller.remove(job.pidfd)
         os.close(job.pidfd)
@@ -607,6 +605,8 @@ class Broker:
             if self.sharing is not None:
                 self.sharing.look_at_wants()
         self.tell(e.WorkerExited(number, report.status, oom, orphans, bare, claimed))
+        if self.remote is not None:
+            self.remote.worker_gone()
         if worker.outbox is not None:
             worker.outbox.close()
         del self.workers[number]
