@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 
-from tests.simulation.cluster_store import BROKER, SimStore
+from tests.simulation.cluster_transfer import SimTransfer
 from zray.broker import membership
 from zray.broker import peer_messages as pm
 from zray.broker.actor_events import ActorEvents
@@ -21,6 +22,7 @@ from zray.broker.lending import Lending
 from zray.broker.links import Links
 from zray.broker.membership import Change, Membership, Neighbours, State
 from zray.broker.object_exchange import ObjectExchange
+from zray.broker.object_sharing import ObjectSharing
 from zray.broker.peers import Peer
 from zray.broker.reliable import HEADER_BYTES, Received, ReliableLink
 from zray.broker.remote_actors import RemoteActors
@@ -111,13 +113,14 @@ def what_was_received_is_never_acknowledged(patch: pytest.MonkeyPatch) -> None:
 @fault
 def frames_of_a_head_without_a_name_are_counted(patch: pytest.MonkeyPatch) -> None:
     def make(original: Any) -> Any:
-        def send(self: Links, stand_in: bytes, message: Any) -> None:
-            original(self, stand_in, message)
-            self._unnamed.clear()
+        def arrived(self: Links, event: Any, now: float, events: Any) -> None:
+            nameless, self._nameless = self._nameless, {}
+            original(self, event, now, events)
+            self._nameless.update(nameless)
 
-        return send
+        return arrived
 
-    wrap(patch, Links, "send_to_anybody", make)
+    wrap(patch, Links, "_arrived", make)
 
 
 @fault
@@ -139,7 +142,7 @@ def what_comes_before_the_head_has_answered_is_dropped(patch: pytest.MonkeyPatch
 def late_messages_of_the_dead_count(patch: pytest.MonkeyPatch) -> None:
     def heard(self: Cluster, node: bytes, message: pm.PeerMessage, now: float) -> None:
         if node == self.head:
-            self._head_heard = now
+            self.watch.heard(now)
         self._handlers[type(message)](node, message, now)
 
     patch.setattr(Cluster, "_heard", heard)
@@ -196,27 +199,27 @@ def a_short_pause_is_taken_for_death(patch: pytest.MonkeyPatch) -> None:
 
 @fault
 def what_is_lent_is_not_kept(patch: pytest.MonkeyPatch) -> None:
-    def lend(self: ObjectExchange, node: bytes, refs: Any) -> list[bytes]:
+    def lend(self: ObjectSharing, node: bytes, refs: Any) -> list[bytes]:
         names = list({ref.binary(): ref for ref in refs})
         self.lending.lend(node, names)
         return names
 
-    patch.setattr(ObjectExchange, "lend", lend)
+    patch.setattr(ObjectSharing, "lend", lend)
 
 
 @fault
 def what_was_here_already_is_not_given_back(patch: pytest.MonkeyPatch) -> None:
     def make(original: Any) -> Any:
-        def borrow(self: ObjectExchange, node: bytes, objects: Any) -> Any:
+        def borrow(self: ObjectSharing, *args: Any) -> Any:
             cluster, self._cluster = self._cluster, _Deaf(self._cluster, pm.GiveBack)  # type: ignore[assignment]
             try:
-                return original(self, node, objects)
+                return original(self, *args)
             finally:
                 self._cluster = cluster
 
         return borrow
 
-    wrap(patch, ObjectExchange, "borrow", make)
+    wrap(patch, ObjectSharing, "borrow", make)
 
 
 class _Deaf:
@@ -226,6 +229,9 @@ class _Deaf:
         self.cluster = cluster
         self.kind = kind
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.cluster, name)
+
     def send(self, node: bytes, message: pm.PeerMessage) -> None:
         if type(message) is not self.kind:
             self.cluster.send(node, message)
@@ -233,7 +239,17 @@ class _Deaf:
 
 @fault
 def borrowed_objects_are_kept_for_ever(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(ObjectExchange, "unreferenced", lambda self, name: self.lending.done_with(name) is not None)
+    def make(original: Any) -> Any:
+        def unreferenced(self: ObjectSharing, name: bytes) -> bool:
+            cluster, self._cluster = self._cluster, _Deaf(self._cluster, pm.GiveBack)  # type: ignore[assignment]
+            try:
+                return bool(original(self, name))
+            finally:
+                self._cluster = cluster
+
+        return unreferenced
+
+    wrap(patch, ObjectSharing, "unreferenced", make)
 
 
 @fault
@@ -255,13 +271,11 @@ def what_a_value_refers_to_is_not_lent(patch: pytest.MonkeyPatch) -> None:
     wrap(
         patch,
         ObjectExchange,
-        "_fill",
-        lambda original: lambda self, node, message, data: original(self, node, _emptied(message), data),
+        "received",
+        lambda original: (
+            lambda self, node, message: original(self, node, msgspec.structs.replace(message, contained=[]))
+        ),
     )
-
-
-def _emptied(message: pm.Value) -> pm.Value:
-    return pm.Value(message.id, message.kind, message.flags, message.size, message.data, [])
 
 
 @fault
@@ -270,35 +284,35 @@ def loans_to_the_dead_are_kept(patch: pytest.MonkeyPatch) -> None:
 
 
 @fault
-def values_that_are_made_later_are_not_sent(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(ObjectExchange, "sealed", nothing)
+def values_that_are_made_later_are_not_told_of(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(ObjectSharing, "sealed", nothing)
 
 
 @fault
-def the_last_piece_of_a_value_is_forgotten(patch: pytest.MonkeyPatch) -> None:
-    def make(original: Any) -> Any:
-        def chunk(self: ObjectExchange, message: pm.Chunk) -> None:
-            found = self._incoming.get(message.id)
-            if found is not None and found.filled + len(message.data) == found.header.size and len(message.data) < 100:
-                return
-            original(self, message)
-
-        return chunk
-
-    wrap(patch, ObjectExchange, "chunk", make)
+def a_loan_that_comes_back_ends_the_pull_of_the_value(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(SimTransfer, "pulling", lambda self, name: False)
 
 
 @fault
-def values_that_had_half_come_are_waited_for_when_their_node_dies(patch: pytest.MonkeyPatch) -> None:
+def results_that_stay_where_they_were_made_are_given_up_there(patch: pytest.MonkeyPatch) -> None:
     def make(original: Any) -> Any:
-        def gone(self: ObjectExchange, node: bytes, reason: str) -> None:
-            for name in [name for name, item in self._incoming.items() if item.node == node]:
-                del self._incoming[name]
-            original(self, node, reason)
+        def unreferenced(self: ObjectSharing, name: bytes) -> bool:
+            self._debts.pop(name, None)
+            return bool(original(self, name))
 
-        return gone
+        return unreferenced
 
-    wrap(patch, ObjectExchange, "node_gone", make)
+    wrap(patch, ObjectSharing, "unreferenced", make)
+
+
+@fault
+def lost_values_are_not_made_again(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(ObjectSharing, "_recover", nothing)
+
+
+@fault
+def what_was_pulled_from_a_dead_node_is_waited_for(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(SimTransfer, "node_gone", nothing)
 
 
 # -- tasks -------------------------------------------------------------------------------------------------------------
@@ -322,13 +336,7 @@ def tasks_that_a_dead_node_had_are_forgotten(patch: pytest.MonkeyPatch) -> None:
 
 @fault
 def a_task_is_sent_away_although_somebody_here_runs_it(patch: pytest.MonkeyPatch) -> None:
-    def make(original: Any) -> Any:
-        def claim(self: SimStore, task: bytes, num_returns: int, attempt: int, process: int = BROKER) -> Any:
-            return original(self, task, num_returns, attempt, process) if process != BROKER else True
-
-        return claim
-
-    wrap(patch, SimStore, "claim", make)
+    patch.setattr(RemoteTasks, "_is_open", lambda self, spec: True)
 
 
 @fault
@@ -405,7 +413,7 @@ def calls_go_back_to_where_the_handle_came_from(patch: pytest.MonkeyPatch) -> No
     patch.setattr(
         Broker,
         "is_elsewhere",
-        lambda self, actor: self.exchange is not None and actor in self.exchange.lending.borrowed,
+        lambda self, actor: self.sharing is not None and actor in self.sharing.lending.borrowed,
     )
 
 

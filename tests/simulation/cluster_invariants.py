@@ -19,6 +19,18 @@ if TYPE_CHECKING:
     from zray.task import ActorSpec
 
 
+LOST = frozenset(
+    {
+        "ObjectLostError",
+        "OwnerDiedError",
+        "ObjectReconstructionFailedError",
+        "ObjectReconstructionFailedMaxAttemptsExceededError",
+        "ObjectReconstructionFailedLineageEvictedError",
+    }
+)
+"""Errors that say that a value is nowhere, and cannot be made again."""
+
+
 class Known(NamedTuple):
     """What is known of an object from outside."""
 
@@ -115,16 +127,16 @@ class Invariants:
 
     def _look_at(self, machine: Machine) -> None:
         broker = machine.broker
-        cluster, exchange, remote = broker.cluster, broker.exchange, broker.remote
+        cluster, sharing, remote = broker.cluster, broker.sharing, broker.remote
         assert cluster is not None
-        assert exchange is not None
+        assert sharing is not None
         assert remote is not None
         for link in cluster.links._links.values():
             link.validate()
         dead = cluster.neighbours.dead
         if not dead:
             return
-        lending = exchange.lending
+        lending = sharing.lending
         owed = {
             "lent to": [name for name, nodes in lending.lent.items() if not dead.keys().isdisjoint(nodes)],
             "borrowed from": [name for name, lender in lending.borrowed.items() if lender in dead],
@@ -191,7 +203,7 @@ class Invariants:
         """Errors for which there is a reason."""
         known = self.known[name]
         if known.plan is None:
-            return set() if self.scenario.gentle else {"ObjectLostError"}
+            return set() if self.scenario.gentle else set(LOST)
         found = self._reasons(known.plan, known.actor)
         task = with_index(name, 0)
         if task in self.cancelled or known.plan.kind == "ok":
@@ -219,7 +231,7 @@ class Invariants:
         if actor:
             found |= self._reasons_of_actor(actor)
         elif violent:
-            found |= {"WorkerCrashedError", "ObjectLostError", "NodeDiedError"}
+            found |= {"WorkerCrashedError", "NodeDiedError", *LOST}
         if plan.kind == "error":
             found.add("user")
         if plan.kind == "crash" and not actor:
@@ -247,7 +259,7 @@ class Invariants:
         ):
             found |= {"ActorDiedError", "ActorUnavailableError"}
         if not self.scenario.gentle:
-            found |= {"ObjectLostError"}
+            found |= LOST
         for dep in deps:
             if self.excuses(dep):
                 found |= {"ActorDiedError", *self.excuses(dep)}
@@ -279,18 +291,21 @@ class Invariants:
         for process in machine.by_handle.values():
             process.sweep_links()
         broker = machine.broker
-        exchange, remote, actors = broker.exchange, broker.remote, broker.remote_actors
-        assert exchange is not None
+        sharing, remote, actors = broker.sharing, broker.remote, broker.remote_actors
+        assert sharing is not None
         assert remote is not None
         assert actors is not None
         node = broker.scheduler.node
         left: dict[str, Any] = {
-            "lent": exchange.lending.lent,
-            "borrowed": exchange.lending.borrowed,
-            "kept": exchange._kept,
-            "wanted": [name for name, nodes in exchange._wanted.items() if nodes],
-            "incoming": exchange._incoming,
-            "outgoing": exchange._outgoing,
+            "lent": sharing.lending.lent,
+            "borrowed": sharing.lending.borrowed,
+            "kept": sharing._kept,
+            "asked for": [name for name, nodes in sharing._asked.items() if nodes],
+            "debts": sharing._debts,
+            "held for making again": sharing._held,
+            "being made again": sharing._inputs,
+            "on their way": sharing.exchange._pulling,
+            "incoming": sharing.exchange._incoming,
             "guests": remote._guests,
             "calls under way": [task for calls in remote._away.values() for task in calls],
             "hosted actors": actors._hosted,

@@ -19,8 +19,18 @@ from typing import TYPE_CHECKING, Any
 
 from tests.simulation.cluster_network import Network, SimPeerSockets, SimProber
 from tests.simulation.cluster_store import BROKER, SimObjects, SimStore
+from tests.simulation.cluster_transfer import SimTransfer
 from tests.simulation.world import World
-from zray.broker import cluster, object_exchange, performer, remote_actors, server
+from zray.broker import (
+    cluster,
+    groups,
+    object_exchange,
+    object_sharing,
+    performer,
+    remote_actors,
+    revival,
+    server,
+)
 from zray.broker import records as records_
 from zray.broker.config import BrokerConfig, ClusterConfig
 from zray.broker.fork_parent import Exited, Fork, Started
@@ -228,11 +238,14 @@ class Doors:
         signals = types.SimpleNamespace(**{name: getattr(signal, name) for name in ("SIGTERM", "SIGKILL", "SIGUSR2")})
         signals.signal = lambda number, handler: None
         self._replaced: list[tuple[Any, str, Any]] = [
-            *((module, "time", clock) for module in (server, cluster, remote_actors, records_)),
+            *(
+                (module, "time", clock)
+                for module in (server, cluster, remote_actors, records_, groups, object_sharing, revival)
+            ),
             (server, "os", unix),
             (performer, "os", unix),
             (server, "signal", signals),
-            (server, "Context", lambda: SimContext(building())),
+            (server, "Context", lambda threads: SimContext(building())),
             (server, "Poller", lambda inbox: building().poller),
             (server, "ForkChannel", SimForks),
             (server, "ObjectStore", SimObjects),
@@ -249,10 +262,14 @@ class Doors:
                 "socket",
                 types.SimpleNamespace(gethostname=lambda: "host", create_connection=connect),
             ),
-            # Small, so that chunks are common.
+            (
+                object_exchange,
+                "Transfer",
+                lambda own, key, links, objects, receiver: building().open_transfer(receiver),
+            ),
+            # Small, so that values that stay where they are made are common.
             (object_exchange, "INLINE_BYTES", 400),
-            (object_exchange, "CHUNK_BYTES", 150),
-            (object_exchange, "AHEAD_BYTES", 600),
+            (object_sharing, "INLINE_BYTES", 400),
         ]
         self._originals: list[tuple[Any, str, Any]] = []
 
@@ -286,6 +303,7 @@ class Machine:
         self.sockets: SimPeerSockets | None = None
         self.forks: SimForks
         self.broker: server.Broker
+        self.transfer: SimTransfer
         self.workers: dict[int, Worker] = {}
         self.by_handle: dict[int, Process] = {}
         self.next_handle = BROKER
@@ -324,7 +342,7 @@ class Machine:
         assert self.broker.cluster is not None
         self.alive = True
         try:
-            self.broker.cluster.join()
+            self.broker.begin_life()
         except BaseException:
             self.die("it could not join")
             raise
@@ -334,6 +352,18 @@ class Machine:
         """Its door to other nodes."""
         self.sockets = SimPeerSockets(self.site.network, own, self.kick)
         return self.sockets
+
+    def open_transfer(self, receiver: Any) -> SimTransfer:
+        """Its way to large values of others."""
+        transfer = self.transfer = SimTransfer(self.site.world, self.id, receiver, self.descriptor)
+        transfer.store = self.store
+        transfer.find = self._other_end
+        return transfer
+
+    def _other_end(self, node: bytes) -> SimTransfer | None:
+        other = self.site.by_id(node)
+        reached = other.alive and not other.paused and self.site.network.joined(self.id, node)
+        return other.transfer if reached else None
 
     def open_prober(self) -> SimProber:
         """Its eye on ports."""

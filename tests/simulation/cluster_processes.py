@@ -122,8 +122,11 @@ class Process:
         return link
 
     def wait_for(self, ids: list[bytes], then: Callable[[], None]) -> None:
-        """Call `then` once all these are sealed."""
+        """Call `then` once all these are sealed, here."""
         entries = [self.store.entries[i] for i in ids]
+        elsewhere = self.store.want([Ref(self.store, entry) for entry in entries])
+        if elsewhere:
+            self.tell(wire.Wanted(b"".join(elsewhere)))
         missing = [entry for entry in entries if entry.state != STATE_SEALED]
         if not missing:
             self.world.at(2e-6, then)

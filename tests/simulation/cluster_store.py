@@ -22,8 +22,8 @@ class Entry:
 
     __slots__ = (
         "attempt",
+        "before",
         "claimant",
-        "claims",
         "count",
         "data",
         "flags",
@@ -31,6 +31,7 @@ class Entry:
         "kind",
         "list",
         "maker",
+        "marks",
         "spec",
         "state",
         "target",
@@ -55,8 +56,10 @@ class Entry:
         self.maker = 0
         self.watched = False
         self.wakes: list[Callable[[], None]] = []
-        self.claims = 0
-        """How often somebody began to make it here."""
+        self.marks = 0
+        """MARK_REMOTE and the like: its value is made, or kept, on another node."""
+        self.before = 0
+        """State before it became a zombie."""
 
 
 class Ref:
@@ -100,7 +103,7 @@ class SimStore:
         if entry is None:
             return None
         if entry.state == STATE_ZOMBIE:
-            entry.state = STATE_SEALED
+            entry.state = entry.before
             del self.zombies[object_id]
         return Ref(self, entry)
 
@@ -112,10 +115,10 @@ class SimStore:
             self._unreferenced(entry)
 
     def _unreferenced(self, entry: Entry) -> None:
-        if entry.state in (STATE_PENDING, STATE_CLAIMED):
+        if entry.state in (STATE_PENDING, STATE_CLAIMED) and not entry.marks & _store.MARK_REMOTE:
             return  # whoever makes it holds it
         if entry.flags & _store.FLAG_NOTIFY:
-            entry.state = STATE_ZOMBIE
+            entry.before, entry.state = entry.state, STATE_ZOMBIE
             self.zombies[entry.id] = None
         else:
             self._free(entry)
@@ -189,6 +192,40 @@ class SimStore:
             self.on_claim(task, attempt)
         return entries[0]
 
+    # -- values on other nodes -----------------------------------------------------------------------------------------
+
+    def elsewhere(self, ref: Ref, made: bool) -> bool | None:
+        """A pending object is made on another node, or kept there: is it wanted here?"""
+        entry = ref.entry
+        if entry.state != STATE_PENDING:
+            return None
+        entry.list = []
+        entry.spec = None
+        entry.target = entry.claimant = entry.maker = 0
+        entry.flags |= _store.FLAG_NOTIFY
+        wanted = entry.marks & _store.MARK_WANTED
+        entry.marks = wanted | _store.MARK_REMOTE | (_store.MARK_ELSEWHERE if made else 0)
+        return bool(wanted)
+
+    def want(self, refs: list[Ref]) -> list[bytes]:
+        """Somebody here waits for these: which must the broker be told of?"""
+        found = []
+        for ref in refs:
+            entry = ref.entry
+            if entry.state in (STATE_PENDING, STATE_CLAIMED) and not entry.marks & _store.MARK_WANTED:
+                if entry.marks & _store.MARK_ELSEWHERE:
+                    found.append(entry.id)
+                entry.marks |= _store.MARK_WANTED
+        return found
+
+    def marks(self, ref: Ref) -> int:
+        """MARK_ bits."""
+        return ref.entry.marks
+
+    def references(self, ref: Ref) -> int:
+        """How many there are."""
+        return ref.entry.count
+
     def seal(self, entry: Entry, attempt: int, process: int, data: bytes, kind: int, refs: list[Ref]) -> int:
         """As the claimant."""
         if entry.state != STATE_CLAIMED or entry.attempt != attempt or entry.claimant != process:
@@ -203,6 +240,7 @@ class SimStore:
         entry.spec = None
         entry.target = entry.claimant = 0
         entry.watched = False
+        entry.marks = 0
         entry.list = [Ref(self, ref.entry) for ref in refs]
         wakes, entry.wakes = entry.wakes, []
         for wake in wakes:
@@ -220,6 +258,7 @@ class SimStore:
         entry.state = STATE_PENDING
         entry.claimant = 0
         entry.target = target
+        entry.marks &= _store.MARK_WANTED
         entry.attempt += 1
         return entry.attempt
 
@@ -277,6 +316,10 @@ class SimStore:
     def makers(self, ref: Ref) -> tuple[int, int]:
         """(target, claimant)."""
         return ref.entry.target, ref.entry.claimant
+
+    def walk(self) -> list[tuple[bytes, int]]:
+        """All objects: id and state."""
+        return [(entry.id, entry.state) for entry in self.entries.values()]
 
     def statistics(self) -> dict[str, int]:
         """Figures the broker looks at."""
@@ -355,6 +398,11 @@ class SimObjects:
 
     def __init__(self, store: SimStore, spill_directory: str) -> None:
         self.store = store
+        self.capacity = 1 << 30
+
+    def readable(self, ref: Ref) -> bytes:
+        """As `raw`."""
+        return self.raw(ref)
 
     def raw(self, ref: Ref) -> bytes:
         """The packed bytes of a finished object."""

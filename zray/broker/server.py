@@ -25,7 +25,7 @@ from zray.broker import peer_messages as pm
 from zray.broker import revival, status, walk
 from zray.broker.cluster import JOB_BITS, Cluster
 from zray.broker.groups import Groups
-from zray.broker.membership import NEVER, NodeInfo, NodeLoad, State
+from zray.broker.membership import NodeInfo, NodeLoad, State
 from zray.broker.object_sharing import ObjectSharing
 from zray.broker.output import RemoteOutput
 from zray.broker.performer import Performer
