@@ -291,11 +291,11 @@ class Links:
                 if node in self._nameless:
                     return  # before it has said its name: it will be sent again
                 if node in self._dead:
-                    body, again = payload[HEADER_BYTES:] or None, []
+                    body = payload[HEADER_BYTES:] or None
                 else:
                     body, again = self._link(node).receive(payload, now)
-                for frame in again:
-                    self._put(node, pm.NUMBERED, frame)
+                    for frame in again:
+                        self._put(node, pm.NUMBERED, frame)
             if body is None:
                 return
             message = pm.decode(body)
