@@ -4,16 +4,17 @@
 #   make test    lint, types, C tests, Python tests (under 15 minutes on 2 cores)
 #
 # Both make .venv, install into it and build the extensions in place; a second run finds the stamps in .venv and starts at
-# once. Others: build, lint, types, ctest, soak, bench, dist, clean.
+# once. Others: build, lint, types, ctest, soak, chaos, bench, dist, clean.
 #
 # Variables: PYTHON (the interpreter that .venv is made with), TORCH (what the PyTorch tests run with; `make test TORCH=`
-# does without), PYTEST_ARGS, DEMO_ARGS, BENCH_ARGS.
+# does without), PYTEST_ARGS, DEMO_ARGS, BENCH_ARGS, CHAOS_ARGS (--seconds 600 --seed N).
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
 BENCH_ARGS ?=
+CHAOS_ARGS ?=
 
 comma := ,
 VENV := .venv
@@ -21,7 +22,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 SOURCES := setup.py $(shell find zray -name '*.pyx' -o -name '*.pxd' -o -name '*.h' -o -name '*.py') zray/_store_core.c
 
-.PHONY: demo test build lint types ctest pytest soak bench dist clean
+.PHONY: demo test build lint types ctest pytest soak chaos bench dist clean
 .DELETE_ON_ERROR:
 
 demo: build
@@ -47,6 +48,9 @@ ctest: build $(VENV)/.stamp-test
 
 soak: build $(VENV)/.stamp-test
 	$(BIN)/python -m pytest -m soak --timeout 0 $(PYTEST_ARGS)
+
+chaos: build $(VENV)/.stamp-test
+	$(BIN)/python -m tests.chaos $(CHAOS_ARGS)
 
 bench: build $(VENV)/.stamp-test
 	$(BIN)/zray microbenchmark $(BENCH_ARGS)

@@ -109,6 +109,7 @@ class SimNode:
             a.EndActor: lambda x: self._send(x.worker, wire.ExitWhenIdle(x.reason)),
             a.InterruptTask: self._interrupt,
             a.ForgetShapes: lambda x: None,
+            a.NameFreed: lambda x: None,
             a.RecordEvent: lambda x: None,
             a.NameFreed: lambda x: None,
             a.Warn: lambda x: None,

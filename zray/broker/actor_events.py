@@ -117,6 +117,8 @@ class ActorEvents:
         assert slot.peer is not None
         where = f"incarnation {event.incarnation} on node {slot.peer.id.hex()[:8]}"
         node.out.append(actions.RecordEvent("actors", actor.id, "alive", where))
+        if actor.ending and not actor.verdict:  # its last handle went before it had a place
+            self._end(actor, now)
 
     def construction_failed(self, event: events.ActorConstructionFailed, now: float) -> None:
         """Its constructor raised: it is dead, and would be again."""

@@ -127,6 +127,8 @@ class Cluster:
         """What the head decides by; of no use elsewhere."""
         self.neighbours = Neighbours(self.own)
         self._next_beat = 0.0
+        self._before_joining: list[LinkEvent] = []
+        """What came while this node waited for the head's answer: others may hear of it first."""
         self._served = time.monotonic()
         self.watch = hw.HeadWatch(place.node_timeout)
         """Of no use at the head itself."""
@@ -216,6 +218,8 @@ class Cluster:
                 )
             if now >= until and self.head == _STAND_IN:
                 raise CannotJoin(f"the node at {self.place.head} gave no answer within {timeout:g} s")
+        came, self._before_joining = self._before_joining, []
+        self._take(came, now)
 
     def _await_answer(self, seconds: float) -> None:
         self._sockets.wait(max(0.0, seconds))
@@ -223,8 +227,10 @@ class Cluster:
             if isinstance(event, Heard) and isinstance(event.message, pm.Rejected):
                 raise CannotJoin(event.message.reason)
             if isinstance(event, Heard) and isinstance(event.message, pm.Joined):
-                self._admitted(event.message)
-                return
+                if self.head == _STAND_IN:
+                    self._admitted(event.message)
+            else:
+                self._before_joining.append(event)
 
     def _admitted(self, message: pm.Joined) -> None:
         now = time.monotonic()
@@ -537,7 +543,7 @@ class Cluster:
         if not self.neighbours.change(change) or member is None:
             return
         if change.state == State.DEAD:
-            self.links.forget(change.node)
+            self.links.bury(change.node)
             self._gone.pop(change.node, None)
             if self.on_peer is not None:
                 self.on_peer(change.node, member.info, member.load, State.DEAD, change.reason)

@@ -479,7 +479,17 @@ class Dispatcher:
         home = self.node.tasks.home.get(spec.id)
         if type(home) is Shared and home.queue is not None:
             return False
-        return all(worker.blocked or worker.since <= since for worker in self.node.tasks.holders(spec.id))
+        return all(
+            (worker.blocked or worker.since <= since) and not self._is_first(worker, spec.id)
+            for worker in self.node.tasks.holders(spec.id)
+        )
+
+    def _is_first(self, worker: Worker, task: bytes) -> bool:
+        """Is this what the worker is running, as far as it has said? A further copy would be skipped, and offered again at once."""
+        for spec in worker.handed:
+            if self.node.tasks.counts(worker, spec.id):
+                return spec.id == task
+        return False
 
 
 def _turn(job: Job) -> tuple[int, float]:

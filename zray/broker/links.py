@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from zray.broker import peer_messages as pm
 from zray.broker import relay
-from zray.broker.reliable import NEVER, MalformedFrame, ReliableLink
+from zray.broker.reliable import HEADER_BYTES, NEVER, MalformedFrame, ReliableLink
 from zray.peer_transport import Arrived, Connected
 
 if TYPE_CHECKING:
@@ -135,6 +135,8 @@ class Links:
         self._taken = relay.Taken()
         self._links: dict[bytes, ReliableLink] = {}
         self._addresses: dict[bytes, str] = {}
+        self._dead: set[bytes] = set()
+        """What they still send has no numbering any more: it is told as it comes, so that they can be told in turn."""
         self._stuck: set[bytes] = set()
         """Nodes that frames could not be sent to: they are when such a node is heard."""
         self._suspects: dict[bytes, list[float]] = {}
@@ -169,8 +171,13 @@ class Links:
         self._suspects.pop(node, None)
         self._stuck.add(node)
 
+    def bury(self, node: bytes) -> None:
+        """A node is dead, for ever: `forget` it, and begin no new conversation with it."""
+        self.forget(node)
+        self._dead.add(node)
+
     def forget(self, node: bytes) -> None:
-        """A node is dead: nothing is sent to it any more, and what was not acknowledged is dropped."""
+        """Nothing is sent to a node any more, and what was not acknowledged is dropped."""
         self.sockets.hang_up(node)
         self._links.pop(node, None)
         self._addresses.pop(node, None)
@@ -286,9 +293,12 @@ class Links:
             if way == pm.NUMBERED:
                 if node in self._nameless:
                     return  # before it has said its name: it will be sent again
-                body, again = self._link(node).receive(payload, now)
-                for frame in again:
-                    self._put(node, pm.NUMBERED, frame)
+                if node in self._dead:
+                    body = payload[HEADER_BYTES:] or None
+                else:
+                    body, again = self._link(node).receive(payload, now)
+                    for frame in again:
+                        self._put(node, pm.NUMBERED, frame)
             if body is None:
                 return
             message = pm.decode(body)

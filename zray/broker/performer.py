@@ -357,11 +357,11 @@ class Performer:
             self._force(current, self.failure("ActorUnavailableError", {}), _store.KIND_ERROR_FLAG, 0)
             return
         data = self.failure(action.kind, action.fields)
+        for incarnation in (action.incarnation, action.incarnation + 1):
+            self._force(self.expect_address(action.actor, incarnation), data, _store.KIND_ERROR_FLAG, 0)
         if self.broker.remote_actors is not None:
             cause = str(action.fields.get("cause", ""))
             self.broker.remote_actors.dead(action.actor, action.kind, cause, data)
-        for incarnation in (action.incarnation, action.incarnation + 1):
-            self._force(self.expect_address(action.actor, incarnation), data, _store.KIND_ERROR_FLAG, 0)
         self.detached.pop(action.actor, None)
         self.arguments.pop(action.actor, None)
         if action.actor in self.unreferenced:

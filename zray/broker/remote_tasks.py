@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 import msgspec
 
-from zray import wire
+from zray import _store, wire
 from zray.broker import actions as a
 from zray.broker import events as e
 from zray.broker import peer_messages as pm
@@ -86,6 +86,8 @@ class RemoteTasks:
         self._packed: tuple[bytes, int, bytes, list[TaskSpec]] | None = None
         """(node, job, actor, calls): calls that leave in one message, unless something else is sent before."""
         cluster.before_sending = self.flush
+        self._over: set[int] = set()
+        """Jobs that are over: what other nodes had sent for them before they heard of it may come later."""
         self._told: dict[bytes, set[bytes]] = {}
         """Shapes that each node was told of."""
         self._code_at: dict[tuple[bytes, int], set[bytes]] = {}
@@ -99,17 +101,35 @@ class RemoteTasks:
     # -- sending ------------------------------------------------------------------------------------------------------
 
     def run_at(self, action: a.RunAt) -> None:
-        """Send tasks to another node."""
-        job = self._broker.job_specs[action.job]
+        """Send tasks to another node: those that nobody here has begun, or ended before he could say so."""
+        broker = self._broker
+        tasks: list[TaskSpec] = []
+        begun: list[TaskSpec] = []
         for spec in action.tasks:
+            (tasks if self._is_open(spec) else begun).append(spec)
+        if begun:
+            names, skipped = [spec.id for spec in begun], bytes([wire.DONE_SKIPPED]) * len(begun)
+            broker.tell(e.TasksFinished(action.slot, names, skipped, [0] * len(begun), False))
+        if not tasks:
+            return
+        job = broker.job_specs[action.job]
+        for spec in tasks:
             self._sharing.sent(spec, action.job)
-            if self._broker.walk is not None:
-                self._broker.walk.note("tasks", spec.id, walk.PLACED, action.node.hex())
-        shapes, lent = self.wrap(action.node, job.number, action.tasks)
+            if broker.walk is not None:
+                broker.walk.note("tasks", spec.id, walk.PLACED, action.node.hex())
+        shapes, lent = self.wrap(action.node, job.number, tasks)
         places = self._sharing.places_of(lent)
         self._cluster.send(
-            action.node, pm.RunTasks(job, self.home_of(job.number), action.slot, shapes, action.tasks, lent, places)
+            action.node, pm.RunTasks(job, self.home_of(job.number), action.slot, shapes, tasks, lent, places)
         )
+
+    def _is_open(self, spec: TaskSpec) -> bool:
+        """Whether any result of a task is neither there nor being made by somebody here."""
+        for index in range(max(1, self._broker.shapes[spec.shape].num_returns)):
+            ref = self._store.reference(return_id(spec.id, index))
+            if ref is not None and self._store.state(ref) == _store.STATE_PENDING:
+                return True
+        return False
 
     @staticmethod
     def driver_job(job: int) -> int:
@@ -216,6 +236,10 @@ class RemoteTasks:
         broker = self._broker
         job = message.job.number
         guest_job = GUEST_BIT | job
+        if job in self._over:
+            if message.lent:
+                self._cluster.send(node, pm.GiveBack(message.lent))
+            return
         lent = self.unwrap(node, message)
         missing = []
         for spec in message.tasks:
@@ -328,6 +352,11 @@ class RemoteTasks:
         """Whether a result is there, or (of a call that was sent on) kept on another node."""
         return self._store.done(ref) or self._sharing.locations.elsewhere(ref.binary())
 
+    def worker_gone(self) -> None:
+        """A worker has died: what it had ended, its reports may have died with it. (Tasks that the scheduler keeps are handed out once more,
+        and reported as what they are. Calls that went straight to an actor nobody else remembers.)"""
+        self.look_at(list(self._guests))
+
     def _report(self, node: bytes, ends: list[tuple[bytes, int, int]]) -> None:
         results: list[ObjectRef] = []
         slots = []
@@ -395,7 +424,8 @@ class RemoteTasks:
     # -- ends of jobs and nodes -----------------------------------------------------------------------------------------
 
     def job_over(self, job: int, reason: str) -> None:
-        """A driver on another node has ended: so do its tasks here."""
+        """A driver has ended, here or on another node: so do the tasks here that others sent for it."""
+        self._over.add(job)
         self._homes.pop(job, None)
         self._functions.pop(job, None)
         self.forget_code(job)

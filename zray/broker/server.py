@@ -26,7 +26,7 @@ from zray.broker import peer_messages as pm
 from zray.broker import revival, status, walk
 from zray.broker.cluster import JOB_BITS, Cluster
 from zray.broker.groups import Groups
-from zray.broker.membership import NEVER, NodeInfo, NodeLoad, State
+from zray.broker.membership import NodeInfo, NodeLoad, State
 from zray.broker.object_sharing import ObjectSharing
 from zray.broker.output import RemoteOutput
 from zray.broker.performer import Performer
@@ -128,6 +128,7 @@ class Broker:
         self._warned: set[tuple[int, str]] = set()
         self._oom_kills = kernel_oom_kills()
         self._next_sweep = 0.0
+        self._next_tick = time.monotonic() + _TICK_S
         grows = config.cluster_may_grow or config.cluster is not None
         outside = config.cluster is not None and not config.cluster.host
         self.scheduler = Scheduler(
@@ -188,47 +189,54 @@ class Broker:
     def run(self) -> None:
         """Serve until the session ends, then leave nothing behind."""
         try:
-            next_tick = time.monotonic() + _TICK_S
             while self.running:
-                cluster = self.cluster
-                exchange = None if self.sharing is None else self.sharing.exchange
-                wake_at = min(next_tick, self.scheduler.wake_at, NEVER if cluster is None else cluster.wake_at)
-                if exchange is not None:
-                    wake_at = min(wake_at, exchange.transfer.wake_at)
-                wait = max(0.0, wake_at - time.monotonic())
-                has_messages, descriptors, has_news = self.poller.wait(int(wait * 1000) + 1)
-                if has_messages:
-                    self._serve_inbox()
-                    if self.remote is not None:
-                        self.remote.flush()
-                    if self._exits_ahead:
-                        self._serve_exits_ahead()
-                elif self.unsent:
-                    self._settle_unsent()
-                if descriptors:
-                    self._serve_descriptors(descriptors)
-                now = time.monotonic()
-                if cluster is not None:
-                    if has_news:
-                        cluster.serve(now)
-                        if self.remote is not None:
-                            self.remote.flush()
-                        if exchange is not None:
-                            exchange.transfer.by_link.pump()
-                    if now >= cluster.wake_at:
-                        cluster.tick(now)
-                if exchange is not None and now >= exchange.transfer.wake_at:
-                    exchange.transfer.tick(now)
-                if now >= next_tick or now >= self.scheduler.wake_at:
-                    self._tick(now)
-                    next_tick = now + (_IDLE_TICK_S if self.scheduler.is_idle() else _TICK_S)
-                self.records.gcs.commit()
+                self.round(max(0.0, self.wake_at - time.monotonic()))
         except BaseException:
             # Whoever started the node shows the log, and removes what is left.
             traceback.print_exc()
             self._end(keep_log=True)
             raise
         self._end()
+
+    @property
+    def wake_at(self) -> float:
+        """When a round is wanted at the latest (monotonic seconds), whatever comes."""
+        found = min(self._next_tick, self.scheduler.wake_at)
+        if self.cluster is not None:
+            found = min(found, self.cluster.wake_at)
+        return found if self.sharing is None else min(found, self.sharing.exchange.transfer.wake_at)
+
+    def round(self, wait: float) -> None:
+        """Wait at most so many seconds for something to happen, and see to all that has."""
+        cluster = self.cluster
+        exchange = None if self.sharing is None else self.sharing.exchange
+        has_messages, descriptors, has_news = self.poller.wait(int(wait * 1000) + 1)
+        if has_messages:
+            self._serve_inbox()
+            if self.remote is not None:
+                self.remote.flush()
+            if self._exits_ahead:
+                self._serve_exits_ahead()
+        elif self.unsent:
+            self._settle_unsent()
+        if descriptors:
+            self._serve_descriptors(descriptors)
+        now = time.monotonic()
+        if cluster is not None:
+            if has_news:
+                cluster.serve(now)
+                if self.remote is not None:
+                    self.remote.flush()
+                if exchange is not None:
+                    exchange.transfer.by_link.pump()
+            if now >= cluster.wake_at:
+                cluster.tick(now)
+        if exchange is not None and now >= exchange.transfer.wake_at:
+            exchange.transfer.tick(now)
+        if now >= self._next_tick or now >= self.scheduler.wake_at:
+            self._tick(now)
+            self._next_tick = now + (_IDLE_TICK_S if self.scheduler.is_idle() else _TICK_S)
+        self.records.gcs.commit()
 
     def _serve_inbox(self) -> None:
         for _ in range(_FRAMES_PER_ROUND):
@@ -290,11 +298,9 @@ class Broker:
         if self.cluster is not None:
             self.cluster.tell_all_others(pm.JobOver(number, reason))
         if self.remote is not None:
-            self.remote.forget_code(number)
+            self.remote.job_over(number, reason)
         if self.output is not None:
             self.output.job_over(number)
-        if self.sharing is not None:
-            self.sharing.job_over(number)
         self.records.job_ended(job.spec, reason)
         self.poller.remove(job.pidfd)
         os.close(job.pidfd)
@@ -600,6 +606,8 @@ class Broker:
             if self.sharing is not None:
                 self.sharing.look_at_wants()
         self.tell(e.WorkerExited(number, report.status, oom, orphans, bare, claimed))
+        if self.remote is not None:
+            self.remote.worker_gone()
         if worker.outbox is not None:
             worker.outbox.close()
         del self.workers[number]

@@ -1,0 +1,53 @@
+"""Brokers, stores and links of whole clusters in seeded simulations. A failure names its seed: `--first-seed SEED --seeds 1` replays it."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.simulation.cluster_scenario import Scenario
+
+CI_SEEDS = 45
+SOAK_SEEDS = 20_000
+SOAK_BLOCK = 2_000
+
+
+def run_seed(seed: int) -> Scenario:
+    """Run a scenario to its end."""
+    scenario = Scenario(seed)
+    scenario.run()
+    return scenario
+
+
+@pytest.mark.slow
+def test_random_clusters(pytestconfig: pytest.Config) -> None:
+    wanted = pytestconfig.getoption("--seeds", default=None)
+    first = int(pytestconfig.getoption("--first-seed", default=0))
+    if wanted is not None:
+        for seed in range(first, first + int(wanted)):
+            run_seed(seed)
+        return
+    ran = [run_seed(seed) for seed in range(CI_SEEDS)]
+    # Calls end well and badly, frames are lost, nodes die: else all this would prove nothing.
+    assert sum(scenario.checker.results for scenario in ran) > 500
+    assert sum(scenario.site.network.frames for scenario in ran) > 5000
+    assert sum(scenario.site.network.lost for scenario in ran) > 100
+    assert sum(bool(machine.verdict) for scenario in ran for machine in scenario.site.machines) > 5
+    failures = {kind for scenario in ran for kind in scenario.checker.failures}
+    assert failures >= {"user", "WorkerCrashedError", "TaskCancelledError", "ActorDiedError"}
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(0)
+@pytest.mark.parametrize("block", range(SOAK_SEEDS // SOAK_BLOCK))
+def test_many_random_clusters(block: int) -> None:
+    for seed in range(CI_SEEDS + block * SOAK_BLOCK, CI_SEEDS + (block + 1) * SOAK_BLOCK):
+        run_seed(seed)
+
+
+def test_the_same_seed_gives_the_same_story() -> None:
+    stories = []
+    for _ in range(2):
+        scenario = run_seed(17)
+        world = scenario.world
+        stories.append((world.steps, world.now, scenario.site.network.frames, list(world.log)))
+    assert stories[0] == stories[1]
