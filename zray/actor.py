@@ -194,6 +194,11 @@ class ActorClass(Generic[T_co]):
         if prepared is None or prepared.session.closed:
             prepared = self._prepared = self._prepare()
         session, shape, code, methods = prepared.session, prepared.shape, prepared.code, prepared.methods
+        if prepared.is_async and self._options.get("checkpoint_every"):
+            raise ValueError(
+                f"checkpoint_every needs calls that run one after another, but {self._name} has coroutine methods: "
+                "make them ordinary methods, or leave the option out"
+            )
         if session.capturing:
             shape = captured_shape(session, shape, self._options, prepared.captured)
         prepared.signature.check(args, kwargs, self._name)
@@ -221,6 +226,7 @@ class ActorClass(Generic[T_co]):
             get_if_exists=bool(chosen.get("get_if_exists")),
             class_name=self._name,
             methods=methods,
+            checkpoint_every=chosen.get("checkpoint_every") or 0,
         )
         reply = session.expect_reply() if name else None
         message = wire.encode(wire.CreateActor(session.store.process, spec, reply.binary() if reply else b""))

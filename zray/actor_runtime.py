@@ -5,6 +5,7 @@ Covers construction, ordering, serial / threaded / asynchronous execution and th
 
 - serial (max_concurrency=1): the worker's own loop runs call after call.
 - threaded: the main thread receives; `max_concurrency` threads run calls, started in order.
+- with checkpoints (serial, too): the loop of `zray.checkpointing`, which logs what was run.
 - asynchronous (the class has coroutine methods): an event loop in the main thread; at most `max_concurrency` calls are under way.
 """
 
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from zray import api, eager_tasks, errors, failures, wire
 from zray.call_order import CallOrder
+from zray.checkpointing import Journal
 from zray.execution import ActorExitRequested, Claimed, DependencyFailed
 from zray.session import RUNNING, TaskContext
 
@@ -40,6 +42,8 @@ class ActorHost:
         self.spec = start.spec
         self.incarnation = start.incarnation
         self.replay = start.replay
+        self.checkpoint = start.checkpoint
+        self.journal = Journal(worker, start) if start.spec.checkpoint_every else None
         self.instance: Any = None
         self.order = CallOrder()
         self.serial = True
@@ -66,10 +70,12 @@ class ActorHost:
         try:
             executor.mark_log(shape.name)
             cls: Any = executor.function(shape)
-            args, kwargs = executor.arguments(creation) if creation.args or creation.args_kind else ((), {})
-            instance: Any = cls.__new__(cls)
-            self.instance = instance
-            instance.__init__(*args, **kwargs)
+            if self.journal is not None and self.checkpoint:
+                self.instance = self.journal.load(self.checkpoint, lambda: self._make(cls), cls)
+            else:
+                self._make(cls)
+            if self.journal is not None:
+                self._begin_journal(self.journal)
         except ActorExitRequested:
             self.leave()
         except BaseException as error:
@@ -89,10 +95,25 @@ class ActorHost:
         finally:
             RUNNING.reset(token)
         executor.publish_log()
-        if self.spec.is_async or self.spec.max_concurrency > 1:
+        if self.spec.is_async or self.spec.max_concurrency > 1 or self.journal is not None:
             self.serial = False
         session.tell(wire.ActorReady(self.worker.config.number, session.store.process, creation.id))
         calls.extend(self.replay)
+
+    def _make(self, cls: Any) -> Any:
+        creation, executor = self.spec.creation, self.executor
+        args, kwargs = executor.arguments(creation) if creation.args or creation.args_kind else ((), {})
+        instance: Any = cls.__new__(cls)
+        self.instance = instance
+        instance.__init__(*args, **kwargs)
+        return instance
+
+    def _begin_journal(self, journal: Journal) -> None:
+        """From now on calls are logged. A new actor's state is saved at once: what cannot be pickled is an error of the constructor."""
+        self.executor.journal = journal
+        if not self.checkpoint and not journal.save():
+            assert journal.failure is not None
+            raise journal.failure
 
     def take(self, message: wire.CallActor, calls: collections.deque[TaskSpec]) -> None:
         """Append the calls that may be delivered now."""
@@ -120,7 +141,9 @@ class ActorHost:
 
     def serve(self, worker: Worker) -> None:
         """Take over the process's main thread; does not return."""
-        if self.spec.is_async:
+        if self.journal is not None:
+            self.journal.serve()
+        elif self.spec.is_async:
             try:
                 asyncio.run(self._serve_async(worker))
             except ActorExitRequested:  # from a task that a method left behind in the loop

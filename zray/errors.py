@@ -583,6 +583,10 @@ class ActorUnavailableError(ActorError):
         super().__init__(message, actor_id=actor_id, death=death)
 
 
+class CheckpointError(ActorError):
+    """An actor with checkpoints cannot save its state (the text says why): it did not run the call, whose effect could not have been kept."""
+
+
 class AsyncioActorExit(ZrayError):
     """Raised inside an async actor to end it (`exit_actor`); user code that catches it should raise it again."""
 

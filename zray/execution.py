@@ -24,6 +24,7 @@ from zray.task import ACTOR_METHOD, ARGS_IN_OBJECT, CallShape, TaskSpec
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from zray.checkpointing import Journal
     from zray.session import Session
 
 _NOT_SEALED: Final = (errors.ObjectStoreFullError, errors.OutOfDiskError, errors.ZraySystemError, OSError)
@@ -40,6 +41,7 @@ _WORDS_KEPT: Final = 1000
 _LOG_CAP: Final = 16 << 20
 """Bytes of a worker's log file after which it starts anew."""
 _NONE: Final = serialization.dumps(None).stream
+_NO_ROOM: Final = serialization.Packed(serialization.KIND_ERROR, failures.NO_ROOM_DATA, [], [])
 
 
 class Claimed:
@@ -82,6 +84,8 @@ class Executor:
         """Exit status as `leave` takes it, set when another thread wants the process to end."""
         self.interrupted: dict[int, None] = {}
         """Words of cancelled calls, the newest last: they were interrupted, or lie in the inbox, or had just ended."""
+        self.journal: Journal | None = None
+        """Of an actor with checkpoints: results go through it."""
         self._log_position = 0
         self._last_name = ""
 
@@ -121,6 +125,10 @@ class Executor:
         if call is None:
             self._cancelled(spec.id)
             return
+        self._run_claimed(call, instance)
+
+    def _run_claimed(self, call: Claimed, instance: object) -> None:
+        spec = call.spec
         token = RUNNING.set(call.context)
         try:
             shape = call.shape
@@ -145,6 +153,30 @@ class Executor:
             self.succeed(call, value)
         finally:
             RUNNING.reset(token)
+
+    def run_again(self, spec: TaskSpec, instance: object) -> None:
+        """Run a logged call of an actor once more: for its effect, and for its result only when nobody has seen that."""
+        assert self.journal is not None
+        shape = self.shapes[spec.shape]
+        slots = self.store.claim(spec.id, shape.num_returns, spec.attempt)
+        strategy = shape.strategy or self.session.root.strategy
+        # Ids of its own: what the first run has made may exist still.
+        context = TaskContext(spec.id, shape.name, spec.attempt, self.actor_id, shape.resources, strategy)
+        context = context.in_forked_child()
+        if slots is not None:
+            self._run_claimed(Claimed(spec, shape, slots, context), instance)
+            return
+        token = RUNNING.set(context)
+        try:
+            self.mark_log(shape.name)
+            args, kwargs = self.arguments(spec) if spec.args or spec.args_kind else ((), {})
+            self.method(instance, shape.method)(*args, **kwargs)
+        except BaseException as error:
+            traceback.clear_frames(error.__traceback__)
+        finally:
+            RUNNING.reset(token)
+            self.journal.ran_again()
+        self.publish_log()
 
     def function(self, shape: CallShape) -> Callable[..., Any]:
         """The function or class of a shape, unpickled once."""
@@ -223,6 +255,9 @@ class Executor:
             self.fail(call, error)
             return
         self.publish_log()
+        if self.journal is not None:
+            self.journal.ran(call, packed, wire.DONE_OK, (time.perf_counter_ns() - call.start) // 1000)
+            return
         try:
             self._seal_all(call, packed, 0)
         except _NOT_SEALED as error:
@@ -255,6 +290,23 @@ class Executor:
             if code == _store.TELL_BROKER:
                 index = 1 + (slots.index(slot) if len(slots) > 1 else 0)
                 self.notices.sealed(_store.with_index(call.spec.id, index))
+
+    def seal_outcome(
+        self, call: Claimed, packed: list[serialization.Packed], status: int, micros: int, notices: Notices
+    ) -> None:
+        """Seal and note what a call came to a while ago."""
+        try:
+            self._seal_all(call, packed, 0)
+        except _NOT_SEALED as error:
+            status = wire.DONE_ERROR
+            failed = serialization.dumps_exception(
+                error, function_name=call.shape.name, task_id=call.spec.id, actor_id=self.actor_id
+            )
+            try:
+                self._seal_all(call, [failed], 0)
+            except _NOT_SEALED:
+                self._seal_all(call, [_NO_ROOM], 0)
+        notices.add(call.spec.id, status, micros)
 
     def fail(self, call: Claimed, error: BaseException) -> None:
         """Seal the failure of a call, or leave it to the broker when it shall run again."""
@@ -291,11 +343,16 @@ class Executor:
                 error, function_name=call.shape.name, task_id=call.spec.id, actor_id=self.actor_id
             )
         self.publish_log()
+        if self.journal is not None:
+            if not leaving:
+                traceback.clear_frames(error.__traceback__)
+                self.journal.ran(call, [packed], status, micros)
+                return
+            self.journal.settle()
         try:
             self._seal_all(call, [packed], 0)
         except _NOT_SEALED:
-            small = serialization.Packed(serialization.KIND_ERROR, failures.NO_ROOM_DATA, [], [])
-            self._seal_all(call, [small], 0)
+            self._seal_all(call, [_NO_ROOM], 0)
         # An exception that is a variable of the frame that raised it would keep that frame, and what it held, until the next
         # collection of cycles, which an idle worker does not come to.
         traceback.clear_frames(error.__traceback__)
@@ -364,6 +421,8 @@ class Executor:
             while True:
                 time.sleep(60.0)
         signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # others may want to leave, too
+        if self.journal is not None:
+            self.journal.settle()
         try:
             atexit._run_exitfuncs()
         except BaseException:

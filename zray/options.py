@@ -192,6 +192,7 @@ TABLE: Final[dict[str, Option]] = {
     # actors
     "max_restarts": Option(_INT, _count_or_endless, {ACTOR: 0}),
     "max_task_retries": Option(_INT, _count_or_endless, {ACTOR: 0, METHOD: 0}),
+    "checkpoint_every": Option(_INT, _positive, {ACTOR: None}),
     "max_concurrency": Option(_INT, _positive, {ACTOR: None}),
     "max_pending_calls": Option(_INT, _count_or_endless, {ACTOR: -1}),
     "concurrency_groups": Option((list, dict, _NONE), _groups, {ACTOR: None}),
@@ -279,6 +280,15 @@ def _merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_actor(found: dict[str, Any]) -> None:
+    if found["checkpoint_every"]:
+        if not found["max_restarts"]:
+            raise ValueError(
+                "checkpoint_every has no use without restarts: set max_restarts, too (-1 for any number of them)."
+            )
+        if (found["max_concurrency"] or 1) > 1 or found["concurrency_groups"]:
+            raise ValueError(
+                "checkpoint_every needs calls that run one after another: leave out max_concurrency and concurrency_groups."
+            )
     name = found["name"]
     if name is None:
         if found["get_if_exists"]:

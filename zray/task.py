@@ -91,6 +91,8 @@ class ActorSpec(msgspec.Struct, frozen=True, array_like=True):
     class_name: str = ""
     methods: dict[str, int] = {}
     """Names of the public methods and their num_returns: what a handle made from the actor's name must know."""
+    checkpoint_every: int = 0
+    """Calls after which its state is saved; 0: never, and its calls are not logged."""
 
 
 class JobSpec(msgspec.Struct, frozen=True, array_like=True):

@@ -197,6 +197,27 @@ class ActorExit(Message, frozen=True):
     actor: bytes
 
 
+class LogCalls(Message, frozen=True):
+    """Actor with checkpoints -> broker: it has run these, in this order. Their results are sealed when CallsLogged has confirmed them."""
+
+    worker: int
+    actor: bytes
+    first: int
+    """Number of the first of them among all calls that the actor has ever run."""
+    shapes: list[CallShape]
+    """Those that earlier messages of this process did not bring."""
+    calls: list[TaskSpec]
+
+
+class SaveCheckpoint(Message, frozen=True):
+    """Actor with checkpoints -> broker: this object is its state after so many calls. It goes on when CallsLogged says that it is safe."""
+
+    worker: int
+    actor: bytes
+    number: int
+    checkpoint: bytes
+
+
 class CancelTask(Message, frozen=True):
     """Anyone -> broker. Broker -> asynchronous actor: this call, which it has begun (others are interrupted by a signal)."""
 
@@ -290,6 +311,12 @@ class StartActor(Message, frozen=True):
     incarnation: int
     replay: list[TaskSpec]
     """Calls of the previous incarnation to run again, in order, before all others."""
+    checkpoint: bytes = b""
+    """Object with the state to begin with; b"": what the constructor makes."""
+    number: int = 0
+    """Calls whose effect is in that state."""
+    logged: list[TaskSpec] = []
+    """Calls since then, to be run for their effect before everything else."""
 
 
 class CallActor(Message, frozen=True):
@@ -311,6 +338,10 @@ class CallerGone(Message, frozen=True):
     for an earlier one of it need not wait any more."""
 
     process: int
+
+
+class CallsLogged(Message, frozen=True):
+    """Broker -> actor with checkpoints: look at the words WORD_LOGGED, WORD_SAVED and WORD_REFUSED."""
 
 
 class Shutdown(Message, frozen=True):
@@ -355,6 +386,12 @@ WORD_CANCEL: Final = 2
 """Word of a worker's process record: first 8 bytes of the id of the task that should be interrupted; 0 none."""
 WORD_LAST_WORDS: Final = 3
 """Word of an actor's process record: not 0 once it has sent the message that says why it ends. Its exit may be reported sooner."""
+WORD_LOGGED: Final = 4
+"""Word of an actor's process record: the last of its calls that is safe in the log of its owner; results up to it may be sealed."""
+WORD_SAVED: Final = 5
+"""Word of an actor's process record: 1 + number of calls in its newest safe checkpoint; 0 while there is none."""
+WORD_REFUSED: Final = 6
+"""Word of an actor's process record: 1 + number of calls in a checkpoint for which its owner had no room; 0 none."""
 GLOBAL_LOG_EVENTS: Final = 0
 """Segment-wide word: raised whenever a worker wrote output."""
 GLOBAL_CLUSTER: Final = 1
@@ -383,6 +420,8 @@ KINDS: Final[dict[int, type[Message]]] = {
     20: GcsRequest,
     21: Query,
     22: Wanted,
+    23: LogCalls,
+    24: SaveCheckpoint,
     30: CreateGroup,
     31: RemoveGroup,
     32: AwaitGroup,
@@ -394,6 +433,7 @@ KINDS: Final[dict[int, type[Message]]] = {
     45: ExitWhenIdle,
     46: Shutdown,
     47: CallerGone,
+    48: CallsLogged,
 }
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -434,7 +474,7 @@ def _check(message: Message) -> None:
         n = len(message.statuses)
         if len(message.ids) != 16 * n or len(message.micros) != n:
             raise FrameError("columns of TasksDone differ in length")
-    elif isinstance(message, (CallActor, SubmitActorCalls)):
+    elif isinstance(message, (CallActor, SubmitActorCalls, LogCalls)):
         for spec in message.calls:
             if len(spec.id) != 16 or len(spec.shape) != 16:
                 raise FrameError("a call or shape id is not 16 bytes long")
@@ -464,6 +504,8 @@ def _ids_of(message: Message) -> list[tuple[str, bytes]]:
         return [("the group", message.group), ("the reply", message.reply)]
     if isinstance(message, CancelTask):
         return [("the task", message.task)]
+    if isinstance(message, SaveCheckpoint):
+        return [("the actor", message.actor), ("the checkpoint", message.checkpoint)]
     if isinstance(message, (KillActor, ActorReady, ActorFailed, ActorExit)):
         return [("the actor", message.actor)]
     return []

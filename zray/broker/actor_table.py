@@ -19,6 +19,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from zray.broker import actions
+from zray.broker.actor_log import ActorLog
 from zray.broker.worker_pool import IllegalMove
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ class ActorRecord:
         "id",
         "incarnation",
         "job",
+        "log",
         "replay",
         "restarts",
         "running",
@@ -105,6 +107,8 @@ class ActorRecord:
         """No handle is left: it ends when it has done what it was sent."""
         self.deadline: float = 0.0
         """When an actor that ends is killed if it has not gone and has nothing to do."""
+        self.log = ActorLog(spec.checkpoint_every, follows=job.guest) if spec.checkpoint_every else None
+        """What makes its state again, when it is to have checkpoints."""
         self.verdict = ""
         """Why it must not come back, if it must not: a name of errors.DeathCause."""
 
@@ -326,6 +330,11 @@ class ActorTable:
             return
         actor.restarts += 1
         fields = actor.fields(cause, worker, status)
+        if actor.log is not None:
+            # What is logged is replayed for its effect, whatever it may cost: it may have been acknowledged.
+            orphans = actor.log.lost(orphans)
+            for spec in actor.log.unsealed.values():
+                out.append(actions.Reopen(spec, actions.UNKNOWN_RETURNS))
         out.append(actions.ActorDown(actor.id, actor.incarnation, True, "ActorUnavailableError", fields))
         out.append(
             actions.RecordEvent("actors", actor.id, "restarting", f"incarnation {actor.incarnation} ended: {cause}")
@@ -384,6 +393,10 @@ class ActorTable:
             out.append(actions.SealError(spec.id, actions.UNKNOWN_RETURNS, kind, fields))
         for spec in actor.replay:
             out.append(actions.SealError(spec.id, actions.UNKNOWN_RETURNS, kind, fields))
+        if actor.log is not None:
+            for call in actor.log.unsealed:
+                out.append(actions.SealError(call, actions.UNKNOWN_RETURNS, kind, fields))
+            actor.log.close()
         for waiting in actor.held.values():
             for _, _, calls in waiting:
                 for spec in calls:
@@ -410,7 +423,7 @@ class ActorTable:
 
     def wanted(self, actor: ActorRecord) -> bool:
         """Has it calls to answer that are kept here?"""
-        return bool(actor.held or actor.replay)
+        return bool(actor.held or actor.replay or (actor.log is not None and actor.log.unsealed))
 
     # -- checking ------------------------------------------------------------------------------------------------------
 
@@ -431,6 +444,8 @@ class ActorTable:
             )
             assert actor.restarts >= actor.incarnation, f"{actor} has used {actor.restarts} restarts"
             assert actor.state != ALIVE or actor.incarnation not in actor.held, f"{actor} lives, but calls wait for it"
+            if actor.log is not None:
+                actor.log.validate()
         for (namespace, name), actor in self.names.items():
             assert self.actors.get(actor.id) is actor, f"{name} is the name of a dead actor"
             assert (actor.spec.namespace, actor.spec.name) == (namespace, name)

@@ -345,6 +345,41 @@ class HostActor(PeerMessage, frozen=True):
     replay: list[TaskSpec]
     """Calls that it runs before all others."""
     lent: list[bytes]
+    checkpoint: bytes = b""
+    """With checkpoints: as in `wire.StartActor`."""
+    number: int = 0
+    logged: list[TaskSpec] = []
+    unsealed: list[bytes] = []
+    """Those of `logged` whose results the owner lacks."""
+
+
+class CallsLoggedAway(PeerMessage, frozen=True):
+    """Where an actor with checkpoints lives -> its owner: as `wire.LogCalls`. Objects as in `RunTasks`."""
+
+    actor: bytes
+    slot: int
+    first: int
+    shapes: list[CallShape]
+    calls: list[TaskSpec]
+    lent: list[bytes]
+
+
+class CheckpointAway(PeerMessage, frozen=True):
+    """Where an actor with checkpoints lives -> its owner: as `wire.SaveCheckpoint`; the object is lent."""
+
+    actor: bytes
+    slot: int
+    number: int
+    checkpoint: bytes
+
+
+class LogConfirmed(PeerMessage, frozen=True):
+    """Owner of an actor with checkpoints -> where it lives: what is safe. `refused`: 1 + number of the checkpoint for which there was no room; else 0."""
+
+    actor: bytes
+    logged: int
+    saved: int
+    refused: int
 
 
 class Output(PeerMessage, frozen=True):
@@ -380,6 +415,8 @@ class ActorUp(PeerMessage, frozen=True):
     slot: int
     incarnation: int
     pid: int
+    replayed: int = 0
+    """Logged calls that it was given to run again."""
 
 
 class ActorGone(PeerMessage, frozen=True):
@@ -590,6 +627,9 @@ KINDS: Final[dict[int, type[PeerMessage]]] = {
     44: ActorIs,
     45: Output,
     46: Steps,
+    80: CallsLoggedAway,
+    81: CheckpointAway,
+    82: LogConfirmed,
     50: WantGroup,
     51: DropGroup,
     52: GroupAnswer,

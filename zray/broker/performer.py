@@ -322,9 +322,13 @@ class Performer:
         worker = self.broker.workers[action.worker]
         worker.actor = action.spec.creation.id
         self.expect_address(action.spec.creation.id, action.incarnation)
-        self._define(action.worker, [action.spec.creation.shape, *[call.shape for call in action.replay]])
-        self._retarget(action.replay, worker.process)
-        self._send(action.worker, wire.StartActor(action.spec, action.incarnation, action.replay))
+        start = wire.StartActor(action.spec, action.incarnation, action.replay)
+        if action.spec.checkpoint_every:
+            start = self.broker.checkpoints.start(action, worker.process) or start
+        calls = [*start.logged, *action.replay]
+        self._define(action.worker, [action.spec.creation.shape, *[call.shape for call in calls]])
+        self._retarget(calls, worker.process)
+        self._send(action.worker, start)
 
     def _retarget(self, calls: list[TaskSpec], process: int) -> None:
         for call in calls:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from zray.broker.remote_tasks import RemoteTasks
     from zray.broker.server import Broker
     from zray.object_store import ObjectRef
-    from zray.task import ActorSpec
+    from zray.task import ActorSpec, TaskSpec
 
 _HANDED_OVER_S: Final = 5.0
 """Seconds that a handle is kept for the process that has asked for it by name and is about to take it."""
@@ -44,11 +44,13 @@ _HANDED_OVER_S: Final = 5.0
 class _Hosted:
     """An actor of another node that lives here."""
 
-    __slots__ = ("owner", "slot")
+    __slots__ = ("owner", "replayed", "slot")
 
     def __init__(self, owner: bytes, slot: int) -> None:
         self.owner = owner
         self.slot = slot
+        self.replayed = 0
+        """Logged calls that it was given to run again here, as far as its owner was told."""
 
 
 class RemoteActors:
@@ -73,6 +75,9 @@ class RemoteActors:
         cluster.serve_also(pm.EndActorAway, self._end)
         cluster.serve_also(pm.AdoptActor, self._adopt)
         cluster.serve_also(pm.Adopted, self._answered)
+        cluster.serve_also(pm.CallsLoggedAway, self._calls_logged)
+        cluster.serve_also(pm.CheckpointAway, self._checkpoint_made)
+        cluster.serve_also(pm.LogConfirmed, broker.checkpoints.confirmed)
         cluster.serve_also(pm.AskActor, self._asked_for)
         cluster.serve_also(pm.ActorIs, self._answered)
 
@@ -82,13 +87,22 @@ class RemoteActors:
         """Have an actor live on another node."""
         spec = action.spec
         job = self._broker.job_specs[spec.job]
-        shapes, lent = self._tasks.wrap(action.node, job.number, [spec.creation, *action.replay])
-        self._tasks.note_away(action.node, spec.creation.id, action.replay)
-        home = self._tasks.home_of(job.number)
-        self._cluster.send(
-            action.node,
-            pm.HostActor(job, home, action.slot, shapes, spec, action.incarnation, action.replay, lent),
+        state = self._broker.checkpoints.to_host(action) if spec.checkpoint_every else None
+        log, logged = state or (None, [])
+        shapes, lent = self._tasks.wrap(action.node, job.number, [spec.creation, *logged, *action.replay])
+        message = pm.HostActor(
+            job, self._tasks.home_of(job.number), action.slot, shapes, spec, action.incarnation, action.replay, lent
         )
+        answers = action.replay
+        if log is not None and log.checkpoint:
+            state_ref = self._store.reference(log.checkpoint)
+            lent += self._sharing.lend(action.node, [] if state_ref is None else [state_ref])
+            answers = [*log.unsealed.values(), *action.replay]
+            message = msgspec.structs.replace(
+                message, checkpoint=log.checkpoint, number=log.number, logged=logged, unsealed=list(log.unsealed)
+            )
+        self._tasks.note_away(action.node, spec.creation.id, answers)
+        self._cluster.send(action.node, message)
 
     def kill_at(self, action: a.KillAt) -> None:
         """Have an actor on another node killed."""
@@ -98,7 +112,37 @@ class RemoteActors:
         """Tell the node of an actor that no handle is left."""
         self._cluster.send(action.node, pm.EndActorAway(action.actor))
 
+    # -- actors with checkpoints --------------------------------------------------------------------------------------
+
+    def owner_of(self, actor: bytes) -> bytes:
+        """The node that owns an actor which lives here; b"" when it is this one."""
+        hosted = self._hosted.get(actor)
+        return b"" if hosted is None else hosted.owner
+
+    def log_at_owner(self, actor: bytes, job: int, first: int, calls: list[TaskSpec]) -> None:
+        """Tell the owner of calls that its actor has run here."""
+        hosted = self._hosted[actor]
+        shapes, lent = self._tasks.wrap(hosted.owner, self._tasks.driver_job(job), calls)
+        self._cluster.send(hosted.owner, pm.CallsLoggedAway(actor, hosted.slot, first, shapes, calls, lent))
+
+    def save_at_owner(self, actor: bytes, number: int, checkpoint: ObjectRef) -> None:
+        """Offer the owner a checkpoint that its actor has made here."""
+        hosted = self._hosted[actor]
+        self._sharing.lend(hosted.owner, [checkpoint])
+        self._cluster.send(hosted.owner, pm.CheckpointAway(actor, hosted.slot, number, checkpoint.binary()))
+
+    def _calls_logged(self, node: bytes, message: pm.CallsLoggedAway) -> None:
+        lent = {ref.binary(): ref for ref in self._sharing.borrow(node, message.lent)}
+        self._broker.checkpoints.logged_away(node, message, lent)
+
+    def _checkpoint_made(self, node: bytes, message: pm.CheckpointAway) -> None:
+        refs = self._sharing.borrow(node, [message.checkpoint])
+        self._broker.checkpoints.saving_away(node, message, refs)
+
+    # -- lives --------------------------------------------------------------------------------------------------------
+
     def _up(self, node: bytes, message: pm.ActorUp) -> None:
+        self._broker.checkpoints.note_replayed(message.actor, message.replayed)
         self._broker.records.actor_alive(message.actor, message.incarnation, message.slot, message.pid, node)
         self._broker.tell(e.ActorHosted(message.slot, message.actor, message.incarnation))
 
@@ -120,10 +164,15 @@ class RemoteActors:
         if self._store.reference(creation.id) is not None:
             self.behind_broker.add(creation.id)
         broker.performer.skip_incarnations(creation.id, message.incarnation)
-        missing = broker._missing((function, *creation.deps))
+        needed = [dep for call in message.logged for dep in call.deps]
+        state = (message.checkpoint,) if message.checkpoint else ()
+        missing = broker._missing((function, *creation.deps, *state, *needed))
         broker.tell(e.ActorRequested(FROM_AFAR, spec, missing, b"", message.incarnation))
         if creation.id in broker.scheduler.node.actors.actors:
             broker.performer.hold_for(spec)
+        broker.checkpoints.hosted(message, lent)
+        unsealed = [call for call in message.logged if call.id in message.unsealed]
+        self._tasks.expect_calls(node, message.job.number, creation.id, unsealed, lent)
         if message.replay:
             self._tasks.expect_calls(node, message.job.number, creation.id, message.replay, lent)
             broker.tell(e.ActorCallsQueued(FROM_AFAR, job, creation.id, message.incarnation, message.replay))
@@ -133,7 +182,9 @@ class RemoteActors:
         """An actor has been constructed here."""
         hosted = self._hosted.get(actor)
         if hosted is not None:
-            self._cluster.send(hosted.owner, pm.ActorUp(actor, hosted.slot, incarnation, pid))
+            total = self._broker.checkpoints.replayed(actor)
+            news, hosted.replayed = total - hosted.replayed, total
+            self._cluster.send(hosted.owner, pm.ActorUp(actor, hosted.slot, incarnation, pid, news))
 
     def dead(self, actor: bytes, kind: str, cause: str, error: bytes) -> None:
         """An actor that was here is dead for good."""

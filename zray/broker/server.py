@@ -24,6 +24,7 @@ from zray.broker import actions as a
 from zray.broker import events as e
 from zray.broker import peer_messages as pm
 from zray.broker import revival, status, walk
+from zray.broker.checkpoints import Checkpoints
 from zray.broker.cluster import JOB_BITS, Cluster
 from zray.broker.groups import Groups
 from zray.broker.membership import NodeInfo, NodeLoad, State
@@ -140,6 +141,7 @@ class Broker:
         self.records = Records(self.context.publisher, config, store)
         self.records.gcs.on_taken = self._end_because
         self.performer = Performer(self)
+        self.checkpoints = Checkpoints(self)
         self.cluster: Cluster | None = None
         self.sharing: ObjectSharing | None = None
         self.walk = walk.Walk(self) if config.trace else None
@@ -174,6 +176,8 @@ class Broker:
             wire.ActorReady: lambda m: self.tell(e.ActorConstructed(m.worker, m.process, m.actor)),
             wire.ActorFailed: lambda m: self.tell(e.ActorConstructionFailed(m.worker, m.actor, m.error)),
             wire.ActorExit: lambda m: self.tell(e.ActorLeft(m.worker, m.actor)),
+            wire.LogCalls: self.checkpoints.logged,
+            wire.SaveCheckpoint: self.checkpoints.saving,
             wire.CancelTask: self._cancel,
             wire.KillActor: self._kill_actor,
             wire.LookupActor: self._lookup_actor,
@@ -382,6 +386,7 @@ class Broker:
         for object_id in done:
             self.watched.pop(object_id, None)
         self.tell(e.ObjectsReady(done))
+        self.checkpoints.objects_there(done)
         if self.sharing is not None and self.remote is not None:
             self.sharing.sealed(done)
             self.remote.look_at([_store.with_index(object_id, 0) for object_id in done])
@@ -649,7 +654,9 @@ class Broker:
                 self.performer.seal_entries(a.SealEntries(verdict.lost, "OwnerDiedError", {"message": _NEVER_SENT}))
 
     def _knows(self, key: bytes) -> bool:
-        return (self.scheduler.keeps(key) or (self.remote is not None and self.remote.keeps(key))) or any(
+        if self.scheduler.keeps(key) or self.checkpoints.keeps(key):
+            return True
+        return (self.remote is not None and self.remote.keeps(key)) or any(
             spec.id == key
             for kept in self._early.values()
             for _, event in kept

@@ -152,6 +152,26 @@ def tasks(broker: Broker, argument: str) -> list[dict[str, Any]]:
     return found
 
 
+def checkpoints(broker: Broker, _: str) -> dict[str, dict[str, Any]]:
+    """Actors with checkpoints that this node owns or runs, by id: the log of each."""
+    return {
+        actor.hex(): {
+            "class_name": record.spec.class_name,
+            "every": log.every,
+            "owner": broker.checkpoints._owner(record).hex() or broker.node.hex(),
+            "checkpoints": log.checkpoints,
+            "checkpoint_number": log.number,
+            "logged": len(log.entries),
+            "longest_log": log.longest,
+            "log_bytes": log.bytes,
+            "calls": log.last,
+            "replayed": log.replayed,
+        }
+        for actor, record in broker.scheduler.node.actors.actors.items()
+        if (log := record.log) is not None
+    }
+
+
 def actors(broker: Broker, _: str) -> list[dict[str, Any]]:
     return [
         {
@@ -218,6 +238,7 @@ _QUERIES: dict[str, Callable[[Broker, str], Any]] = {
     "events": events,
     "tasks": tasks,
     "actors": actors,
+    "checkpoints": checkpoints,
     "cluster": cluster,
     "check": check,
     "named_actors": named_actors,
