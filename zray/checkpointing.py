@@ -8,8 +8,11 @@ under way to the log the next calls run; they leave together in the next message
 thread that looks every two milliseconds: somebody may wait for them, perhaps that very call.
 
 A checkpoint is made after every `every` calls, or when those since the last one have taken many bytes; the next call begins when it
-is safe. So never more than `every` calls are run again. What would not come out the same when run again (a call that was interrupted half-way)
-is not left to the log: a checkpoint is made at once, and the result is sealed when that is safe.
+is safe. So never more than `every` calls are run again. All results are sealed, and their ends noted, before a checkpoint is offered: who forgets the
+log behind it knows of every call whose effect it holds that it has been answered.
+
+A call that was cancelled half-way is not logged, as it would not come out the same again. Its result says that it was cancelled, which promises
+nothing of its effect, and a checkpoint is made before the next call: what it has done is either kept for ever, or gone before anybody could see it.
 """
 
 from __future__ import annotations
@@ -76,8 +79,8 @@ class Journal:
         self._unsent: list[TaskSpec] = []
         self._unsealed: collections.deque[Outcome] = collections.deque()
         self._bytes = sum(len(spec.args) for spec in start.logged)
-        self._forced = 0
-        """The result of this call is sealed when a checkpoint after it is safe."""
+        self._forced = False
+        """The instance was changed by a call that is not in the log."""
         self._saving = -1
         """Number of the checkpoint that is not known to be safe yet; -1 none."""
         self._state: object = None
@@ -99,12 +102,15 @@ class Journal:
         """A call has ended: have it logged, and its result sealed afterwards."""
         with self._lock:
             self.number += 1
+            if status == wire.DONE_CANCELLED:
+                self._forced = True
+                self.executor.seal_outcome(call, packed, status, micros, self._notices)
+                self._notices.flush()
+                return
             if self.number > self._sent + len(self._unsent):
                 self._unsent.append(call.spec)
                 self._bytes += len(call.spec.args)
             self._unsealed.append(Outcome(self.number, call, packed, status, micros))
-            if status == wire.DONE_CANCELLED:
-                self._forced = self.number
             self._pump()
             if self._unsealed and not self._watching:
                 self._watching = True
@@ -124,16 +130,10 @@ class Journal:
 
     def _pump(self) -> None:
         store = self.session.store
-        logged, saved = store.own_word(wire.WORD_LOGGED), store.own_word(wire.WORD_SAVED) - 1
+        logged = store.own_word(wire.WORD_LOGGED)
         unsealed = self._unsealed
         urgent = False
-        if self._saving >= 0 and store.own_word(wire.WORD_REFUSED) == self._saving + 1 and self.failure is None:
-            self._failed(errors.ObjectStoreFullError("the node that owns the actor has no room for its state"))
-        while unsealed:
-            number = unsealed[0].number
-            safe = number <= saved or (number <= logged and (number != self._forced or self.failure is not None))
-            if not safe:
-                break
+        while unsealed and unsealed[0].number <= logged:
             outcome = unsealed.popleft()
             urgent = urgent or outcome.call.spec.sequence == 0  # on another node somebody waits for the notice
             self.executor.seal_outcome(outcome.call, outcome.packed, outcome.status, outcome.micros, self._notices)
@@ -172,8 +172,6 @@ class Journal:
 
     def settle(self) -> None:
         """Wait until the results of all calls are sealed."""
-        if self._forced > self.base and self._saving < self._forced:
-            self.save()
         while self._unsealed:
             self._take_in(_WAIT_MS)
             self.pump()
@@ -189,11 +187,12 @@ class Journal:
     @property
     def due(self) -> bool:
         """Whether a checkpoint is to be made before the next call."""
-        return self.number - self.base >= self.every or self._bytes > _LOG_BYTES or self._forced > self.base
+        return self.number - self.base >= self.every or self._bytes > _LOG_BYTES or self._forced
 
     def save(self) -> bool:
         """Make a checkpoint of the instance and offer it; False (and `failure`) when it cannot be made."""
         session, instance = self.session, self._instance()
+        self.settle()
         try:
             state = instance.save_checkpoint() if has_own_checkpoints(type(instance)) else instance
             packed = serialization.dumps(state, what=f"the state of the actor {type(instance).__name__}")
@@ -202,9 +201,10 @@ class Journal:
             self._failed(error)
             return False
         with self._lock:
-            self._send()
+            self._notices.flush()
             session.store.set_word(session.store.process, wire.WORD_REFUSED, 0)
             self._saving, self._state = self.number, ref
+            self._sent = self.number  # also where the last call was not logged
             session.tell(wire.SaveCheckpoint(self.worker.config.number, self.actor, self.number, ref.binary()))
         return True
 
@@ -226,7 +226,7 @@ class Journal:
         while self._saving >= 0:
             if store.own_word(wire.WORD_SAVED) > self._saving:
                 self.base, self.failure = self._saving, None
-                self._saving, self._state, self._bytes = -1, None, 0
+                self._saving, self._state, self._bytes, self._forced = -1, None, 0, False
                 self.pump()
             elif store.own_word(wire.WORD_REFUSED) == self._saving + 1:
                 self._saving, self._state = -1, None

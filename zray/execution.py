@@ -125,10 +125,6 @@ class Executor:
         if call is None:
             self._cancelled(spec.id)
             return
-        self._run_claimed(call, instance)
-
-    def _run_claimed(self, call: Claimed, instance: object) -> None:
-        spec = call.spec
         token = RUNNING.set(call.context)
         try:
             shape = call.shape
@@ -163,20 +159,26 @@ class Executor:
         # Ids of its own: what the first run has made may exist still.
         context = TaskContext(spec.id, shape.name, spec.attempt, self.actor_id, shape.resources, strategy)
         context = context.in_forked_child()
-        if slots is not None:
-            self._run_claimed(Claimed(spec, shape, slots, context), instance)
-            return
+        call = None if slots is None else Claimed(spec, shape, slots, context)
         token = RUNNING.set(context)
         try:
             self.mark_log(shape.name)
+            # Nothing interrupts it: it had run to its end, and calls after it have built on that.
             args, kwargs = self.arguments(spec) if spec.args or spec.args_kind else ((), {})
-            self.method(instance, shape.method)(*args, **kwargs)
+            value = self.method(instance, shape.method)(*args, **kwargs)
         except BaseException as error:
-            traceback.clear_frames(error.__traceback__)
+            if call is not None:
+                self.fail(call, error)
+            else:
+                traceback.clear_frames(error.__traceback__)
+        else:
+            if call is not None:
+                self.succeed(call, value)
         finally:
             RUNNING.reset(token)
+        if call is None:
             self.journal.ran_again()
-        self.publish_log()
+            self.publish_log()
 
     def function(self, shape: CallShape) -> Callable[..., Any]:
         """The function or class of a shape, unpickled once."""

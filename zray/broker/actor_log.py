@@ -10,8 +10,9 @@ The calls that an actor runs are numbered from 1, through all incarnations. At a
     the log               holds calls number + 1 .. last, in order
     last - number         is at most `every`: the actor does not begin call number + every + 1 before a checkpoint is safe
 
-A result may be seen only when its call is in the log or in a safe checkpoint (`confirmed`, `saved`). So whatever the actor has acknowledged is
-made again by loading the checkpoint and running the log, each call once. News are applied strictly in the order in which they
+A result may be seen only when its call is in the log (`confirmed`), and a checkpoint is offered only when the results of all calls that are in it
+have been seen: so an unanswered call whose effect is in the checkpoint, which nobody could tell from one that never ran, does not exist. Whatever
+the actor has acknowledged is made again by loading the checkpoint and running the log, each call once. News are applied strictly in the order in which they
 came: a checkpoint whose value is still on its way holds up the calls behind it, and is forgotten together with them when the actor is lost.
 """
 
@@ -136,8 +137,9 @@ class ActorLog:
         self._apply()
 
     def saving(self, number: int, name: bytes, held: object, missing: Iterable[bytes] = ()) -> None:
-        """The actor has made a checkpoint after call `number`; it is safe when `missing` are here. Raises OutOfOrder."""
-        if number != self._heard:
+        """The actor has made a checkpoint after call `number`; it is safe when `missing` are here. The last call may be one that was cancelled
+        half-way: then it is not in the log. Raises OutOfOrder."""
+        if not self._heard <= number <= self._heard + 1:
             raise OutOfOrder(f"a checkpoint after call {number}, but {self._heard} is the last that is known")
         self._news.append(_News(number, [], name, held, missing))
         self._apply()
@@ -167,7 +169,9 @@ class ActorLog:
     def _take_in(self, news: _News) -> None:
         if news.name:
             while self.entries and self.number < news.number:
-                self.bytes -= self.entries.popleft().size
+                gone = self.entries.popleft()
+                self.bytes -= gone.size
+                self.unsealed.pop(gone.spec.id, None)
                 self.number += 1
             self.number = news.number
             self.checkpoint, self.held = news.name, news.held

@@ -340,7 +340,7 @@ class RemoteTasks:
         ended: dict[bytes, list[tuple[bytes, int, int]]] = {}
         for index, task in enumerate(tasks):
             guest = self._guests.get(task)
-            if guest is not None and not keeps(task) and all(self._exists(ref) for ref in guest.results):
+            if guest is not None and all(self._exists(ref) for ref in guest.results) and not keeps(task):
                 status = statuses[index] if statuses else wire.DONE_ERROR
                 ended.setdefault(guest.node, []).append((task, status, micros[index] if micros else 0))
         if ended and self._broker.output is not None:
