@@ -26,6 +26,7 @@ EXPECTED_NAMES = [
     "ZrayActorError",
     "ActorDiedError",
     "ActorUnavailableError",
+    "CheckpointError",
     "ActorUnschedulableError",
     "TaskUnschedulableError",
     "TaskCancelledError",

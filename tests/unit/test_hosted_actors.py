@@ -9,6 +9,7 @@ import pytest
 from tests.unit.bench import Bench, make_shape, peer_id
 from zray.broker import actions as a
 from zray.broker import events as e
+from zray.broker.actor_log import Entry
 from zray.broker.settings import SchedulerConfig
 from zray.task import ACTOR_CREATION, ACTOR_METHOD, ActorSpec, JobSpec, TaskSpec
 
@@ -70,6 +71,26 @@ def test_when_its_node_dies_it_comes_back_elsewhere_with_its_calls(bench: Bench)
     again = bench.of(a.HostActor)[-1]
     assert (again.node, again.incarnation, again.replay) == (peer_id(8), 2, calls)
     assert [reopened.task for reopened in bench.of(a.Reopen)] == calls
+
+
+def test_with_checkpoints_what_is_logged_costs_no_retry_and_is_not_sent_again(bench: Bench) -> None:
+    spec, slot = hosted(bench, max_restarts=3, max_task_retries=0, checkpoint_every=5)
+    log = bench.machine.node.actors.actors[spec.creation.id].log
+    assert log is not None
+    calls = call(bench, spec, 4)
+    log.saving(0, b"state", None)
+    log.calls(1, [Entry(calls[0]), Entry(calls[1])])
+    bench.tell(e.PeerGone(peer_id(7), "killed", {spec.creation.id: calls[1:]}))
+    assert [reopened.task for reopened in bench.of(a.Reopen)] == [calls[1]]
+    assert [sealed.task for sealed in bench.of(a.SealError)] == [calls[2].id, calls[3].id], "no retries"
+    bench.see_peer(8, CPU=2, wheels=2)
+    again = bench.of(a.HostActor)[-1]
+    assert (again.node, again.replay) == (peer_id(8), [])
+    assert log.begun() == calls[:2]
+    bench.tell(e.ActorKill(spec.creation.id, True))
+    bench.tell(e.ActorGoneAway(again.slot, spec.creation.id, "ActorDiedError", "KILLED", b""))
+    assert bench.of(a.SealError)[-1].task == calls[1].id
+    assert not log.entries
 
 
 def test_without_restarts_left_it_dies_with_its_node(bench: Bench) -> None:
