@@ -74,7 +74,7 @@ def test_when_its_node_dies_it_comes_back_elsewhere_with_its_calls(bench: Bench)
 
 
 def test_with_checkpoints_what_is_logged_costs_no_retry_and_is_not_sent_again(bench: Bench) -> None:
-    spec, slot = hosted(bench, max_restarts=3, max_task_retries=0, checkpoint_every=5)
+    spec, _ = hosted(bench, max_restarts=3, max_task_retries=0, checkpoint_every=5)
     log = bench.machine.node.actors.actors[spec.creation.id].log
     assert log is not None
     calls = call(bench, spec, 4)
