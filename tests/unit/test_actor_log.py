@@ -127,12 +127,13 @@ class World:
     """An actor whose state is the list of the calls that it has run, on a node other than its owner's; messages take their time, keep their
     order between two parties, and are lost with their sender."""
 
-    def __init__(self, seed: int, every: int, log: type[ActorLog] = ActorLog, early: bool = False) -> None:
+    def __init__(self, seed: int, every: int, log: type[ActorLog] = ActorLog, fault: str = "") -> None:
         self.rng = random.Random(seed)
         self.every = every
         self.make = log
-        self.early = early
-        """A fault: results are sealed before they are logged."""
+        self.fault = fault
+        """Of the process. early: results are sealed before they are logged; hasty: states are saved before all results are sealed; busy: calls are
+        run while a checkpoint is on its way."""
         self.owner = log(every)
         self.results: dict[int, int] = {}
         """Place in the state by call: what callers were told."""
@@ -195,17 +196,17 @@ class World:
 
     def step_process(self) -> None:
         """One step of `zray.checkpointing`."""
-        while self.held and (self.early or self.held[0][0] <= self.copy.confirmed):
+        while self.held and (self.fault == "early" or self.held[0][0] <= self.copy.confirmed):
             _, call, place = self.held.pop(0)
             self.sealed_there.setdefault(call, place)
         if self.saving >= 0 and self.copy.saved >= self.saving:
             self.base, self.saving = self.saving, -1
         if self.again:
             self.run(self.again.pop(0), logged=True)
-        elif self.saving >= 0:
+        elif self.saving >= 0 and self.fault != "busy":
             pass
-        elif self.number - self.base >= self.every:
-            if not self.held:
+        elif self.number - self.base >= self.every and self.saving < 0:
+            if not self.held or self.fault == "hasty":
                 self.save()
         elif self.inbox:
             self.run(self.inbox.pop(0), logged=False)
@@ -333,21 +334,23 @@ class OvertakesCheckpoints(ActorLog):
 
 
 @pytest.mark.parametrize(
-    ("log", "early"),
+    ("log", "fault"),
     [
-        (TrimsTooEarly, False),
-        (Reverses, False),
-        (NeverTrims, False),
-        (RunsAgain, False),
-        (ConfirmsWhatWaits, False),
-        (OvertakesCheckpoints, False),
-        (ActorLog, True),
+        (TrimsTooEarly, ""),
+        (Reverses, ""),
+        (NeverTrims, ""),
+        (RunsAgain, ""),
+        (ConfirmsWhatWaits, ""),
+        (OvertakesCheckpoints, ""),
+        (ActorLog, "early"),
+        (ActorLog, "hasty"),
+        (ActorLog, "busy"),
     ],
 )
-def test_faults_are_found(log: type[ActorLog], early: bool) -> None:
+def test_faults_are_found(log: type[ActorLog], fault: str) -> None:
     found = 0
     for seed in range(8):
-        world = World(seed, 5, log, early)
+        world = World(seed, 5, log, fault)
         try:
             world.live(kills=12)
         except (AssertionError, OutOfOrder, KeyError):
