@@ -15,6 +15,7 @@ nothing is borrowed, and nothing runs.
 from __future__ import annotations
 
 import argparse
+import gc
 import hashlib
 import os
 import signal
@@ -330,6 +331,7 @@ def _play(seed: int, seconds: float, trouble: Trouble) -> Workload:
     workload.submit()
     workload.collect()
     workload.mixers.clear()
+    gc.collect()  # errors and the frames that they came through keep one another, and references
     wait_for(lambda: not query("statistics")["objects_borrowed"], 30, f"nothing is borrowed: {query('statistics')}")
     return workload
 

@@ -311,6 +311,11 @@ def lost_values_are_not_made_again(patch: pytest.MonkeyPatch) -> None:
 
 
 @fault
+def values_that_were_made_again_here_stay_lost(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(ObjectSharing, "found", nothing)
+
+
+@fault
 def what_was_pulled_from_a_dead_node_is_waited_for(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(SimTransfer, "node_gone", nothing)
 

@@ -216,7 +216,8 @@ class SimOs:
 class Doors:
     """While it is entered, brokers that are made live in a simulated world."""
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: Site, debug: bool = True) -> None:
+        """debug: have the schedulers check their books after each event."""
         world = site.world
         clock = types.SimpleNamespace(monotonic=lambda: world.now, time=lambda: 1e9 + world.now)
         unix = SimOs(site)
@@ -250,7 +251,7 @@ class Doors:
             (server, "ForkChannel", SimForks),
             (server, "ObjectStore", SimObjects),
             (server, "Scheduler", functools.partial(server.Scheduler, seed=site.world.seed)),
-            (server, "SchedulerConfig", functools.partial(SchedulerConfig, debug=True)),
+            (server, "SchedulerConfig", functools.partial(SchedulerConfig, debug=debug)),
             (server, "kill_group", kill),
             (performer, "kill_group", kill),
             (server, "kernel_oom_kills", lambda: -1),

@@ -7,7 +7,22 @@ import random
 import msgspec
 import pytest
 
-from zray.broker.membership import DEAD_S, SILENT_S, Change, Membership, Neighbours, NodeInfo, NodeLoad, Refusal, State
+from zray.broker.membership import (
+    BEAT_S,
+    BEATS_A_SECOND,
+    DEAD_S,
+    LOADS_AT_ONCE,
+    SILENT_S,
+    Change,
+    LoadReports,
+    Membership,
+    Neighbours,
+    NodeInfo,
+    NodeLoad,
+    Refusal,
+    State,
+    beat_seconds,
+)
 
 
 def info(number: int, **changes: object) -> NodeInfo:
@@ -140,3 +155,60 @@ def test_whatever_happens_states_follow_the_rules(seed: int) -> None:
             assert told.get(change.node) not in (change.state, State.DEAD)
             told[change.node] = change.state
     assert all(cluster.members[node].state == state for node, state in told.items())
+
+
+def ids(count: int) -> list[bytes]:
+    return [index.to_bytes(16, "big") for index in range(count)]
+
+
+def test_in_small_clusters_everybody_hears_of_all_loads() -> None:
+    reports = LoadReports()
+    for _ in range(3):
+        assert reports.windows(ids(LOADS_AT_ONCE)) == [ids(LOADS_AT_ONCE)]
+
+
+def hear(reports: LoadReports, nodes: list[bytes], rounds: int) -> list[set[bytes]]:
+    """What each node has heard of after some rounds."""
+    heard: list[set[bytes]] = [set() for _ in nodes]
+    for _ in range(rounds):
+        windows = reports.windows(nodes)
+        assert all(len(window) <= LOADS_AT_ONCE for window in windows)
+        for index, found in enumerate(heard):
+            found.update(windows[index % len(windows)])
+    return heard
+
+
+def test_in_large_clusters_changed_loads_reach_everybody_soon() -> None:
+    reports, nodes = LoadReports(), ids(1000)
+    for node in nodes[100:400]:
+        reports.changed(node)
+    windows = -(-300 // (LOADS_AT_ONCE * 3 // 4))
+    for heard in hear(reports, nodes, windows):
+        assert heard >= set(nodes[100:400])
+
+
+def test_loads_that_do_not_change_are_told_again_and_again() -> None:
+    reports, nodes = LoadReports(), ids(1000)
+    for _ in range(2):
+        for heard in hear(reports, nodes, 1000 // LOADS_AT_ONCE + 1):
+            assert heard == set(nodes)
+
+
+def test_windows_follow_who_is_there() -> None:
+    reports, nodes = LoadReports(), ids(200)
+    reports.changed(nodes[5])
+    hear(reports, nodes, 3)
+    left = [*nodes[10:], b"n" * 16]
+    reports.changed(nodes[5])
+    for heard in hear(reports, left, 400 // (LOADS_AT_ONCE // 4)):
+        assert heard == set(left)
+
+
+def test_beats_are_rarer_in_large_clusters() -> None:
+    assert beat_seconds(1) == beat_seconds(100) == BEAT_S
+    assert beat_seconds(10_000) * BEATS_A_SECOND == 10_000
+    head = Membership(HEAD)
+    for index in range(9000):
+        head.join(info(2, id=index.to_bytes(16, "big")), 0.0)
+    assert head.tick(3 * beat_seconds(9001)) == []
+    assert len(head.tick(4 * beat_seconds(9001))) == 9000

@@ -42,3 +42,18 @@ def test_the_victim_is_who_has_most() -> None:
         worker.handed.extend(TaskSpec(b"t" * 16, b"s" * 16) for _ in range(count))
     assert LocalPolicy().victim(workers) is workers[1]
     assert LocalPolicy().victim([]) is None
+
+
+def test_among_many_nodes_a_few_are_looked_at_and_all_where_those_are_full() -> None:
+    policy, rng = LocalPolicy(), Random(0)
+    nodes = [Ledger({"CPU": 1}) for _ in range(500)]
+    one = nodes[0].demand(resources.pack(resources.parse({"CPU": 1})))
+    nodes[0].take(one)
+    chosen = {policy.place(one, nodes, rng) for _ in range(200)}
+    assert 0 not in chosen
+    assert len(chosen) > 100
+    for node in nodes[1:499]:
+        node.take(one)
+    assert {policy.place(one, nodes, rng) for _ in range(20)} == {499}
+    nodes[499].take(one)
+    assert policy.place(one, nodes, rng) == WAIT

@@ -22,6 +22,7 @@ from zray.broker.links import Heard, Impostor, LinkEvent, Links, Prober, Reached
 from zray.broker.membership import (
     BEAT_S,
     Change,
+    LoadReports,
     Member,
     Membership,
     Neighbours,
@@ -29,6 +30,7 @@ from zray.broker.membership import (
     NodeLoad,
     Refusal,
     State,
+    beat_seconds,
 )
 from zray.broker.revival import end_rows_of
 from zray.broker.told_rows import Place, ToldRows
@@ -127,6 +129,10 @@ class Cluster:
         """What the head decides by; of no use elsewhere."""
         self.neighbours = Neighbours(self.own)
         self._next_beat = 0.0
+        self._next_report = 0.0
+        self._beat_s = BEAT_S
+        """Seconds between two beats of this node: longer in large clusters, as the head says."""
+        self._reports = LoadReports()
         self._before_joining: list[LinkEvent] = []
         """What came while this node waited for the head's answer: others may hear of it first."""
         self._served = time.monotonic()
@@ -293,13 +299,12 @@ class Cluster:
             self._next_beat = now + BEAT_S
             if self.is_head:
                 self._decide(self._membership.tick(now), now)
-                self._membership.heard(self.own, self._load(), now)
-                loads = {m.info.id: m.load for m in self._membership.present() if not m.info.is_client}
-                self._tell_all(pm.Loads(loads), now)
             else:
                 self._follow(self.watch.tick(now), now)
-                if not self.watch.is_lost:
-                    self.links.send(self.head, pm.Beat(self._load()), now)
+            if now >= self._next_report:
+                self._next_report = now + self._beat_s - BEAT_S / 2
+                self._report(now)
+            if not self.is_head:
                 self._tell_rows(self._told.tick(now))
         self._take(self.links.tick(now), now)
 
@@ -308,6 +313,31 @@ class Cluster:
         if self.is_head and now - self._served > _PAUSED_S:
             self._membership.paused(now - self._served)
         self._served = now
+
+    def _report(self, now: float) -> None:
+        """Say what is free here, or (the head) everywhere."""
+        if not self.is_head:
+            if not self.watch.is_lost:
+                self.links.send(self.head, pm.Beat(self._load()), now)
+            return
+        self._heard_load(self.own, self._load(), now)
+        members = [member for member in self._membership.present() if not member.awaited]
+        loads = {member.info.id: member.load for member in members if not member.info.is_client}
+        self._beat_s = beat_seconds(len(members))
+        bodies = [
+            pm.encode(pm.Loads({node: loads[node] for node in window}, self._beat_s))
+            for window in self._reports.windows(list(loads))
+        ]
+        for index, member in enumerate(members):
+            if member.info.id != self.own:
+                self.links.send_encoded(member.info.id, bodies[index % len(bodies)])
+
+    def _heard_load(self, node: bytes, load: NodeLoad, now: float) -> None:
+        """At the head: a node (perhaps the head itself) says what is free there."""
+        member = self._membership.members.get(node)
+        if member is not None and member.load != load:
+            self._reports.changed(node)
+        self._decide(self._membership.heard(node, load, now), now)
 
     def _take(self, events: list[LinkEvent], now: float) -> None:
         for event in events:
@@ -446,7 +476,7 @@ class Cluster:
 
     def _beat(self, node: bytes, message: pm.Beat, now: float) -> None:
         if self.is_head:
-            self._decide(self._membership.heard(node, message.load, now), now)
+            self._heard_load(node, message.load, now)
             self.load_of(node, message.load)
 
     def _told_gone(self, node: bytes, message: pm.Gone, now: float) -> None:
@@ -526,6 +556,7 @@ class Cluster:
             self.on_new_head()
 
     def _loads(self, node: bytes, message: pm.Loads, now: float) -> None:
+        self._beat_s = message.beat
         for other, load in message.loads.items():
             if other != self.own:
                 self.load_of(other, load)

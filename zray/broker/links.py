@@ -196,6 +196,10 @@ class Links:
         else:
             self._put(node, pm.PLAIN, body)
 
+    def send_encoded(self, node: bytes, body: bytes) -> None:
+        """Send a plain message that `peer_messages.encode` has made: for what many nodes are told."""
+        self._put(node, pm.PLAIN, body)
+
     def send_to_anybody(self, stand_in: bytes, message: pm.PeerMessage) -> None:
         """Send a plain message to whoever listens at the address of `stand_in`, a node whose id is not known. Nothing is sent while an
         earlier one waits for a connection."""

@@ -208,6 +208,11 @@ class ObjectSharing:
                 else:
                     self.sealed([name])
 
+    def found(self, objects: Iterable[bytes]) -> None:
+        """These are here; some may have been lost, and were made again by this node's own workers."""
+        for name in objects:
+            self.locations.found(name)
+
     def sealed(self, objects: Iterable[bytes]) -> None:
         """These exist now."""
         for name in objects:
@@ -472,6 +477,7 @@ class ObjectSharing:
         """Tasks have ended on workers of this node; some may have been sent away before, or are run again."""
         for task, status in zip(tasks, statuses, strict=True):
             if task in self.recovery and status not in (wire.DONE_SKIPPED, wire.DONE_RETRY):
+                self.found([ref.binary() for ref in self._inputs.get(task, ()) if self._store.done(ref)])
                 self.task_ended(task)
 
     def job_over(self, job: int) -> None:

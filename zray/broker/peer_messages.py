@@ -20,7 +20,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from zray.broker.membership import Change, NodeInfo, NodeLoad
+from zray.broker.membership import BEAT_S, Change, NodeInfo, NodeLoad
 from zray.placing import GroupSpec
 from zray.task import ActorSpec, CallShape, JobSpec, TaskSpec
 
@@ -94,9 +94,11 @@ class Beat(PeerMessage, frozen=True):
 
 
 class Loads(PeerMessage, frozen=True):
-    """Head -> all: what is free where."""
+    """Head -> all: what is free on some or all nodes (`membership.LoadReports`)."""
 
     loads: dict[bytes, NodeLoad]
+    beat: float = BEAT_S
+    """Seconds between two beats that the head wants now."""
 
 
 class NotMe(PeerMessage, frozen=True):

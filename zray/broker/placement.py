@@ -28,6 +28,10 @@ BANDWIDTH: Final = 200e6
 """Bytes a second between nodes, as long as nothing better is known."""
 SMALL_BYTES: Final = 256 << 10
 """Inputs that are smaller than this together do not matter: they travel in one message."""
+_MANY: Final = 64
+"""With more nodes than this only some are looked at."""
+_LOOKS: Final = 16
+"""So many, while it fits on one of them."""
 _AWAY_S: Final = 0.0005
 """What it costs to send a task to another node, in seconds."""
 
@@ -166,7 +170,9 @@ class LocalPolicy:
         if demand.plain:
             if inputs is None and nodes[0].fits(demand):
                 return 0
-            fitting = [index for index in range(len(nodes)) if nodes[index].fits(demand)]
+            fitting = [] if inputs is not None or len(nodes) <= _MANY else _drawn(demand, nodes, rng)
+            if not fitting:
+                fitting = [index for index in range(len(nodes)) if nodes[index].fits(demand)]
         else:
             if demand.refusal is not None:
                 return NEVER
@@ -222,6 +228,11 @@ class LocalPolicy:
             if best is None or len(worker.handed) > len(best.handed):
                 best = worker
         return best
+
+
+def _drawn(demand: Demand, nodes: Sequence[Ledger], rng: Random) -> list[int]:
+    """Those of a few nodes drawn at random on which it fits: two that are good enough need not be looked for among thousands."""
+    return [index for index in rng.sample(range(1, len(nodes)), _LOOKS) if nodes[index].fits(demand)]
 
 
 def _better_of_two(nodes: Sequence[Ledger], fitting: list[int], rng: Random) -> int:

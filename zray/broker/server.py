@@ -385,6 +385,8 @@ class Broker:
         """These are sealed: tasks here and nodes elsewhere may wait for them."""
         for object_id in done:
             self.watched.pop(object_id, None)
+        if self.sharing is not None:
+            self.sharing.found(done)
         self.tell(e.ObjectsReady(done))
         self.checkpoints.objects_there(done)
         if self.sharing is not None and self.remote is not None:
