@@ -191,7 +191,7 @@ def cluster(broker: Broker, _: str) -> dict[str, Any]:
         "storage": found.storage,
         "head": found.head.hex(),
         "is_head": found.is_head,
-        "head_lost": found.watch.reason if found.watch.is_lost else "",
+        "head_lost": found.watch.reason if found.watch.is_lost and not found.is_head else "",
         "storage_failure": broker.records.tables.storage_failure,
         "is_stored": broker.records.gcs.is_stored and broker.records.tables.is_stored,
         "replicas": [] if serving is None else [node.hex() for node, _ in serving.chain],
