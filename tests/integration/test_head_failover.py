@@ -167,7 +167,7 @@ def test_whoever_keeps_the_tables_is_killed_under_load(start: Callable[..., Clus
 
 
 def test_what_the_dead_head_owned_and_who_was_connected_elsewhere(start: Callable[..., Cluster]) -> None:
-    cluster = start()
+    cluster = start(node_timeout=2.0)
     head = cluster.head_node
     assert head is not None
     Counter.options(name="kept", lifetime="detached", num_cpus=0).remote(100)  # type: ignore[call-arg]

@@ -35,6 +35,7 @@ from zray.broker.succession import STAND_INS, Succession
 from zray.broker.told_rows import Place, ToldRows
 from zray.gcs import messages as gcs_messages
 from zray.gcs.replication.state import concerns_tasks
+from zray.gcs.replication.timing import MOST_SILENT
 from zray.gcs.tables import CLUSTER_KEY, ROW_TABLES, ClusterRow, NodeRow, Table, encode_row, key_of
 from zray.ids import random_id
 from zray.peer_transport import ClusterKey, PeerSockets
@@ -258,7 +259,9 @@ class Cluster:
     def _admitted(self, message: pm.Joined) -> None:
         now = time.monotonic()
         if self.is_client and message.node_timeout:
-            self.watch = hw.HeadWatch(message.node_timeout)
+            # The next head cannot connect to a client and tell it: behind a tunnel, only silence tells that the last one is gone.
+            most = message.node_timeout if message.serving is None else MOST_SILENT
+            self.watch = hw.HeadWatch(min(message.node_timeout, most))
         self._told_by_head(message)
         self.watch.joined(message.head.id, self._grace(message), now)
         self.storage = message.storage
