@@ -386,6 +386,8 @@ class Cluster:
         if node in self.neighbours.dead:
             return
         if node == self.head:
+            if self.succession.is_replaced:
+                return  # it does not know yet that it is no head any more
             self.follow(self.watch.heard(now))
         self._handlers[type(message)](node, message, now)
 
@@ -616,7 +618,9 @@ class Cluster:
         if self.is_head or not self.watch.is_lost or node not in (_STAND_IN, message.head.id, *STAND_INS):
             return
         if message.serving is not None and message.serving.epoch < self.succession.epoch:
-            return  # a head that does not know yet that it is none any more
+            return  # it does not know yet that it is no head any more
+        if message.head.id == self.head and self.succession.is_replaced:
+            return
         actions = self.watch.joined(message.head.id, self._grace(message), now)
         if isinstance(actions[0], hw.Back):
             self.follow(actions)

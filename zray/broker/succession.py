@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 _INVITE_S: Final = 0.5
 """Seconds between two rounds of asking nodes to keep a copy."""
+_SUCCEEDED: Final = "another node has become the head"
 STAND_INS: Final = [bytes(15) + bytes((number,)) for number in range(1, 8)]
 """Names for whoever is at an address at which a client asks for its head."""
 _MEND: Final = (
@@ -174,6 +175,8 @@ class Succession:
         """The council has decided."""
         cluster, tables = self._cluster, self.tables
         assert tables is not None
+        if self.serving is not None and configuration.epoch < self.serving.epoch:
+            return  # the head has told of a newer one
         self.serving = pm.Serving(
             configuration.epoch,
             [(place.id, place.address) for place in configuration.chain],
@@ -181,11 +184,16 @@ class Succession:
             tables.wanted,
         )
         cluster.watch.mend = _MEND
+        for place in configuration.everybody():
+            if place.id in cluster.neighbours.dead:
+                cluster.links.forget(place.id)  # one that nobody could take the place of yet
         if tables.leads and not cluster.is_head:
             self._become_head(tables, now)
         elif cluster.is_head and not tables.leads:
             cluster.end("another node has become the head while this one did not answer")
             return
+        elif self.is_replaced:
+            cluster.follow(cluster.watch.succeeded(_SUCCEEDED, now))
         if cluster.is_head:
             self._invite_at = now
             cluster.tell_members(self.serving, now)
@@ -194,7 +202,7 @@ class Succession:
         """Go on with the cluster that is in the tables."""
         cluster = self._cluster
         old = cluster.head
-        reason = cluster.watch.reason or "another node has become the head"
+        reason = cluster.watch.reason or _SUCCEEDED
         print(f"[zray] this node becomes the head instead of {old.hex()[:8]}: {reason}", file=sys.stderr, flush=True)
         tables.lead()
         self._leased_at = now
@@ -218,12 +226,18 @@ class Succession:
     def _head_is(self, node: bytes, message: pm.HeadIs) -> None:
         """Somebody is the head now."""
         cluster = self._cluster
-        if message.epoch <= self.epoch and not cluster.watch.is_lost:
-            return
         if message.epoch < self.epoch or message.head.id in (cluster.own, cluster.head) or cluster.is_head:
             return
         self._new_head = message.head
-        cluster.follow(cluster.watch.succeeded("another node has become the head", cluster.now()))
+        cluster.follow(cluster.watch.succeeded(_SUCCEEDED, cluster.now()))
+
+    @property
+    def is_replaced(self) -> bool:
+        """Whether another node than this one's head is known to be the head by now."""
+        cluster, serving = self._cluster, self.serving
+        if cluster.is_head or serving is None:
+            return False
+        return self._new_head is not None or serving.chain[0][0] != cluster.head
 
     def tell_head(self, node: bytes, now: float) -> bool:
         """A node takes this one for the head: tell it who is; False when that is not known here, or there are no others that could be."""
@@ -231,7 +245,7 @@ class Succession:
         if cluster.is_head or self.serving is None:
             return False
         member = cluster.neighbours.members.get(cluster.head)
-        if member is not None and not cluster.watch.is_lost:
+        if member is not None and not cluster.watch.is_lost and not self.is_replaced:
             cluster.links.send(node, pm.HeadIs(self.epoch, member.info), now)
         return True
 

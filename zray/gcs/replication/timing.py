@@ -50,5 +50,5 @@ def of_nodes(node_timeout: float) -> Timing:
     Args:
         node_timeout: seconds of silence after which a node counts as dead.
     """
-    silent = min(MOST_SILENT, node_timeout)
+    silent = min(MOST_SILENT, node_timeout / 2)
     return Timing(beat=min(0.25, silent / 8), silent=silent, lease=0.6 * silent, resend=min(0.2, silent / 10))
