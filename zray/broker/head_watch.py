@@ -18,7 +18,7 @@ to a head that comes back under the same id must go on where they were. Where se
 it says so (`succeeded`), or is found by asking all of them. Equations, checked by `validate()`:
 
     state == LOST  =>  lost_at <= now < lost_at + grace            state == WITH  =>  reason == ""
-    asks are at least ASK_S apart, and none is made but in LOST
+    asks are at least ASK_S apart, but for what others have said; none is made but in LOST
 
 Time in which this process did not run itself (it was stopped) is nobody's silence: a tick that comes much too late moves all marks.
 """
