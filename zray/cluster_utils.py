@@ -163,6 +163,8 @@ class Cluster:
         Raises:
             ZraySystemError: it cannot be started; its storage is in use, perhaps, because the last one lives.
         """
+        if self._replicas > 1:
+            raise errors.ZrayUsageError("with replicas another node becomes the head by itself: call add_node()")
         if self.head_node is not None:
             self.head_node._node.stop(quiet=True)
             self.head_node = None

@@ -31,7 +31,7 @@ from zray.broker.membership import (
     State,
 )
 from zray.broker.revival import end_rows_of
-from zray.broker.succession import STAND_INS, Succession
+from zray.broker.succession import PORT_REFUSES, STAND_INS, Succession
 from zray.broker.told_rows import Place, ToldRows
 from zray.gcs import messages as gcs_messages
 from zray.gcs.replication.state import concerns_tasks
@@ -366,12 +366,12 @@ class Cluster:
             if isinstance(event, Heard):
                 self._heard(event.node, event.message, now)
             elif isinstance(event, Refused):
-                self._lost(event.node, "its broker is gone: its port refuses connections", now)
+                self.lost(event.node, PORT_REFUSES, now)
             elif isinstance(event, Reached):
                 if event.stand_in == _STAND_IN or event.stand_in in STAND_INS:
                     self.follow(self.watch.reachable(now))
             elif isinstance(event, Impostor):
-                self._lost(event.node, "its broker is gone: another node is at its address", now)
+                self.lost(event.node, "its broker is gone: another node is at its address", now)
 
     def _heard(self, node: bytes, message: pm.PeerMessage, now: float) -> None:
         if isinstance(message, pm.Replicate):
@@ -391,7 +391,7 @@ class Cluster:
             self.follow(self.watch.heard(now))
         self._handlers[type(message)](node, message, now)
 
-    def _lost(self, node: bytes, reason: str, now: float) -> None:
+    def lost(self, node: bytes, reason: str, now: float) -> None:
         """There is no process behind a node's port any more."""
         self.succession.ended(node, now)
         if self.is_head:
@@ -546,7 +546,7 @@ class Cluster:
     def _told_gone(self, node: bytes, message: pm.Gone, now: float) -> None:
         """A node says that another is gone: the head looks for itself."""
         if self.is_head and self.links.probe(message.node, now):
-            self._lost(message.node, message.reason, now)
+            self.lost(message.node, message.reason, now)
 
     def _left(self, node: bytes, message: pm.Leave, now: float) -> None:
         self.succession.ended(node, now)
@@ -668,7 +668,7 @@ class Cluster:
             self._tell_of_peer(change.node)
 
     def request(self, body: bytes, answer: Callable[[bytes], None]) -> None:
-        """Ask the cluster's control store; `answer` is called with the encoded reply (at once on the head)."""
+        """Ask the cluster's control store; `answer` is called with the encoded reply (at once on a head that alone keeps the tables in memory)."""
         if self.is_head:
             self._serve(body, answer)
             return

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 _INVITE_S: Final = 0.5
 """Seconds between two rounds of asking nodes to keep a copy."""
+PORT_REFUSES: Final = "its broker is gone: its port refuses connections"
 _SUCCEEDED: Final = "another node has become the head"
 STAND_INS: Final = [bytes(15) + bytes((number,)) for number in range(1, 8)]
 """Names for whoever is at an address at which a client asks for its head."""
@@ -151,9 +152,16 @@ class Succession:
             )
             return
         self._invite(tables, now)
-        for member in cluster.membership.present():
-            if member.awaited:
-                cluster.links.send(member.info.id, pm.HeadIs(self.epoch, cluster.info), now)
+        self._call_members(now)
+
+    def _call_members(self, now: float) -> None:
+        """Tell those who is the head that have not come yet; and see whether they are there at all: some may have died with the last one."""
+        cluster = self._cluster
+        for member in [member for member in cluster.membership.present() if member.awaited]:
+            node = member.info.id
+            cluster.links.send(node, pm.HeadIs(self.epoch, cluster.info), now)
+            if cluster.links.probe(node, now):
+                cluster.lost(node, PORT_REFUSES, now)
 
     def may_decide(self, now: float) -> bool:
         """At the head: whether this node can know who lives. One that was cut off itself cannot."""
@@ -220,8 +228,7 @@ class Succession:
         if self.on_become_head is not None:
             self.on_become_head()
         cluster.ask_itself()
-        for node in rows:
-            cluster.links.send(node, pm.HeadIs(self.epoch, cluster.info), now)
+        self._call_members(now)
 
     def _head_is(self, node: bytes, message: pm.HeadIs) -> None:
         """Somebody is the head now."""
