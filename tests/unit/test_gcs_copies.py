@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from zray.broker.replicated_tables import pieces
 from zray.gcs import messages as m
 from zray.gcs.service import GcsService
-from zray.gcs.tables import ABSENT, Table, namespaced_key
+from zray.gcs.tables import ABSENT, Change, Table, namespaced_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
-
-    from zray.gcs.tables import Change
 
 NODE = b"n" * 16
 KEY = namespaced_key(b"", b"k")
@@ -110,3 +109,14 @@ def test_the_next_to_lead_does_nothing_twice(tmp_path: Path) -> None:
     assert isinstance(then.answers[-1], m.Conflict)
     row = then.service.statistics().rows
     assert row[Table.ANSWERS.name] == 0, "a refused write needs no answer that is kept: it is refused again"
+
+
+def test_large_rounds_are_cut_but_not_between_a_change_and_its_answer() -> None:
+    large, small = bytes(1 << 20), bytes(10)
+    tables = [(Table.KV, large), (Table.ANSWERS, small), (Table.KV, small), (Table.ANSWERS, small), (Table.KV, large)]
+    tables += [(Table.KV, small), (Table.ANSWERS, small)]
+    changes = [(0, Change(table, b"k", value, n, n)) for n, (table, value) in enumerate(tables, 1)]
+    found = list(pieces(changes))
+    assert [len(piece) for piece in found] == [2, 3, 2]
+    assert [pair for piece in found for pair in piece] == changes
+    assert list(pieces([])) == []

@@ -244,7 +244,7 @@ class Cluster:
                 raise CannotJoin(event.message.reason)
             if isinstance(event, Heard) and isinstance(event.message, pm.HeadIs):
                 self._look_at(event.message.head)
-            if isinstance(event, Heard) and isinstance(event.message, pm.Joined):
+            elif isinstance(event, Heard) and isinstance(event.message, pm.Joined):
                 if self.head == _STAND_IN:
                     self._admitted(event.message)
             else:

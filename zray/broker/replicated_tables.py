@@ -3,8 +3,8 @@
 Covers handing rounds of writes to the chain, which of them all replicas have, and telling of each new configuration. Does not cover what a
 configuration means for the node (`cluster`), decisions of replicas (`zray.gcs.replication`) or sockets (`links`).
 
-A round is one entry of the chain. It counts when the tail has it; answers leave then, in order, and only while the council's lease lasts: a
-head that was paused or cut off cannot know whether another has taken its place, and says nothing.
+A round is an entry of the chain (a large one several). It counts when the tail has it; answers leave then, in order, and only while the
+council's lease lasts: a head that was paused or cut off cannot know whether another has taken its place, and says nothing.
 """
 
 from __future__ import annotations
@@ -16,13 +16,15 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from zray.broker.store_replica import StoreReplica
+from zray.gcs.limits import GcsLimits
 from zray.gcs.replication.configuration import Place
 from zray.gcs.replication.council import NoVoteStore
 from zray.gcs.replication.state import StoreState
 from zray.gcs.service import GcsService
+from zray.gcs.tables import Table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from zray.broker import peer_messages as pm
     from zray.broker.links import Links
@@ -31,6 +33,25 @@ if TYPE_CHECKING:
     from zray.gcs.tables import Change
 
 _encode: Final = msgspec.msgpack.Encoder().encode
+
+
+VALUE_BYTES: Final = 32 << 20
+"""Bytes of the largest value: an entry has to fit into one frame between nodes."""
+_ENTRY_BYTES: Final = 1 << 20
+"""Bytes of values after which another entry begins."""
+
+
+def pieces(changes: list[tuple[int, Change]]) -> Iterator[list[tuple[int, Change]]]:
+    """Cut a round into entries that fit into frames. What a request has changed and the note of its answer stay together, or a repetition of
+    it would be carried out again by a head that has the one without the other."""
+    begin = size = 0
+    for index, (_, change) in enumerate(changes):
+        if size >= _ENTRY_BYTES and change.table != Table.ANSWERS:
+            yield changes[begin:index]
+            begin, size = index, 0
+        size += len(change.key) + len(change.value or b"")
+    if changes:
+        yield changes[begin:]
 
 
 class ReplicatedTables:
@@ -64,7 +85,7 @@ class ReplicatedTables:
             contacts: id and host:port of nodes that keep the tables already; none: this is the first.
             on_configuration: told of each new configuration, and the time.
         """
-        self.service = GcsService(None, directory, shards=shards)
+        self.service = GcsService(None, directory, shards=shards, limits=GcsLimits(value_bytes=VALUE_BYTES))
         self.wanted = wanted
         self._replica = StoreReplica(
             Place(own, time.time_ns(), address),
@@ -110,8 +131,8 @@ class ReplicatedTables:
         """Let every replica have these changes (`zray.gcs.service.Copies`)."""
         if not self.leads:
             return  # another leads: nothing that is said here counts any more
-        if changes:
-            self._member.append_own(_encode(changes))
+        for piece in pieces(changes):
+            self._member.append_own(_encode(piece))
         self._waiting.append((self._member.replica.last, then))
 
     @property
