@@ -84,7 +84,14 @@ def _mapping(_context: click.Context, _parameter: click.Parameter, value: str) -
 @click.option(
     "--head-grace",
     type=click.FloatRange(min=0),
-    help="Head: seconds for which other nodes outlive it and ask for it.  [default: 60 with storage, else 0]",
+    help="Head: seconds for which other nodes outlive it and ask for it.  [default: 60 with storage or replicas, else 0]",
+)
+@click.option(
+    "--replicas",
+    default=1,
+    type=click.IntRange(min=1),
+    metavar="1|3",
+    help="Head: with 3 the next two nodes keep its tables, too, and one of them becomes the head when it dies.",
 )
 @click.option("--block", is_flag=True, help="Stay, and end the node when this command is ended (for srun, containers).")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -105,6 +112,7 @@ def start(
     as_json: bool,
     storage: str,
     head_grace: float | None,
+    replicas: int,
 ) -> None:
     """Start a node of a cluster on this machine; it runs until `zray stop`.
 
@@ -128,8 +136,14 @@ def start(
         raise click.BadParameter(str(error), param_hint="--storage") from None
     if address and (storage != "memory" or head_grace is not None):
         raise click.UsageError("--storage and --head-grace are the head's: only the head keeps tables")
+    if address and replicas != 1:
+        raise click.UsageError("--replicas is the head's: it asks the nodes that join to keep copies of its tables")
+    try:
+        nodes.check_replicas(replicas, storage, nodes.HEAD_GRACE_S if head_grace is None else head_grace)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
     place = nodes.ClusterSettings(
-        host or nodes.own_address(address), port, address, key or "", node_timeout, storage, head_grace
+        host or nodes.own_address(address), port, address, key or "", node_timeout, storage, head_grace, replicas
     )
     try:
         # A node that is waited for must not outlive who waits, whatever ends that.
@@ -241,6 +255,13 @@ def status(address: str, as_json: bool) -> None:
         click.echo(f"{node['NodeID'][:8]}  {node.get('address', ''):<22} {node['state']}{mark}{reason}  {has}")
     failure = f" ({place['storage_failure']})" if place["storage_failure"] else ""
     click.echo(f"storage: {place['storage']}{failure}")
+    if place["replicas"]:
+        kept = ", ".join(node[:8] for node in place["replicas"])
+        council = ", ".join(node[:8] for node in place["council"])
+        wanted = place["replicas_wanted"]
+        click.echo(
+            f"tables on {len(place['replicas'])} of {wanted} nodes: {kept}; council: {council}; epoch {place['epoch']}"
+        )
     if place["head_lost"]:
         click.echo(f"the head is lost: {place['head_lost']}")
     click.echo("free: " + ", ".join(f"{name} {free.get(name, 0.0):g} of {amount:g}" for name, amount in _shown(total)))

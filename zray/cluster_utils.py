@@ -52,6 +52,7 @@ class Cluster:
         storage: str = "memory",
         head_grace: float | None = None,
         key_file: str = "",
+        replicas: int = 1,
         **compatible: Any,
     ) -> None:
         """Begin a cluster.
@@ -62,8 +63,9 @@ class Cluster:
             head_node_args: of the head, as in `add_node`.
             node_timeout: seconds of silence after which a node counts as dead, or the head as lost.
             storage: where the head's tables survive it: "memory", "sqlite:PATH" or "redis://...".
-            head_grace: seconds for which other nodes outlive the head; default: 60 with storage, else 0.
+            head_grace: seconds for which other nodes outlive the head; default: 60 with storage or replicas, else 0.
             key_file: where the cluster's key is, or shall be; default: beside an SQLite file, else a new one with each head.
+            replicas: nodes that keep the head's tables: 3 for the first three; one of them becomes the head when the head dies.
             compatible: settings of Ray that have no effect here.
         """
         self.head_node: ClusterNode | None = None
@@ -71,6 +73,7 @@ class Cluster:
         self._node_timeout = node_timeout
         self._storage = storage
         self._head_grace = head_grace
+        self._replicas = replicas
         self._key = self._chosen_key = key_file
         self._last_address = ""
         """Of a head that was removed or killed, for the next one."""
@@ -125,11 +128,12 @@ class Cluster:
         head = self.head_node
         place = nodes_.ClusterSettings(
             _HOST,
-            head="" if head is None else head.address,
+            head="" if head is None else self._way_in().address,
             key_file=self._key,
             node_timeout=self._node_timeout,
             storage=self._storage if head is None else "memory",
             head_grace=self._head_grace if head is None else None,
+            replicas=self._replicas if head is None else 1,
             port=int(self._last_address.rpartition(":")[2] or 0) if head is None else 0,
         )
         node = ClusterNode(nodes_.start(settings, os.getpid(), place))
@@ -140,6 +144,11 @@ class Cluster:
         else:
             self.worker_nodes.append(node)
         return node
+
+    def _way_in(self) -> ClusterNode:
+        """A node that a newcomer may ask: the head, or with replicas any that lives, which knows the head."""
+        running = [node for node in self.list_all_nodes() if node._node.process.poll() is None]
+        return running[0] if running and self._replicas > 1 else self._head()
 
     def _key_file(self) -> str:
         return self._key
@@ -154,6 +163,8 @@ class Cluster:
         Raises:
             ZraySystemError: it cannot be started; its storage is in use, perhaps, because the last one lives.
         """
+        if self._replicas > 1:
+            raise errors.ZrayUsageError("with replicas another node becomes the head by itself: call add_node()")
         if self.head_node is not None:
             self.head_node._node.stop(quiet=True)
             self.head_node = None

@@ -164,7 +164,9 @@ class ClusterSettings(msgspec.Struct, frozen=True):
     storage: str = "memory"
     """Head: "memory", "sqlite:PATH" or "redis://..." (`zray.gcs.storage.open_storage`)."""
     head_grace: float | None = None
-    """Head: seconds for which the other nodes outlive it. Default: HEAD_GRACE_S when it has storage to come back with, else 0."""
+    """Head: seconds for which the other nodes outlive it. Default: HEAD_GRACE_S when it has storage to come back with, or replicas, else 0."""
+    replicas: int = 1
+    """Head: nodes that keep its tables, itself among them: with 3, one of the others becomes the head when it dies."""
 
 
 class NodeRecord(msgspec.Struct, frozen=True):
@@ -432,7 +434,8 @@ def _place(cluster: ClusterSettings, directory: str) -> ClusterConfig:
 
     grace = cluster.head_grace
     if grace is None:
-        grace = 0.0 if cluster.storage == "memory" else HEAD_GRACE_S
+        grace = 0.0 if cluster.storage == "memory" and cluster.replicas == 1 else HEAD_GRACE_S
+    check_replicas(cluster.replicas, cluster.storage, grace)
     key_file = cluster.key_file
     if not cluster.head:
         if not key_file:
@@ -450,7 +453,22 @@ def _place(cluster: ClusterSettings, directory: str) -> ClusterConfig:
         cluster.node_timeout,
         cluster.storage,
         grace,
+        cluster.replicas,
     )
+
+
+def check_replicas(replicas: int, storage: str, grace: float) -> None:
+    """See whether a head can have so many replicas.
+
+    Raises:
+        ValueError: it cannot, or not together with the other settings.
+    """
+    if replicas not in (1, 3):
+        raise ValueError(f"the control store has 1 or 3 replicas, not {replicas}: a majority of 3 outlives one of them")
+    if replicas > 1 and storage != "memory":
+        raise ValueError(f"replicas keep their tables in memory: either replicas or storage {storage!r}, not both")
+    if replicas > 1 and grace <= 0:
+        raise ValueError("with replicas nodes have to outlive their head: head_grace must be above 0")
 
 
 def _write_record(record: NodeRecord) -> None:

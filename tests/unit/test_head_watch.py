@@ -91,6 +91,19 @@ def test_a_pause_of_this_process_is_not_the_heads() -> None:
     assert head.is_lost
 
 
+def test_who_says_that_it_is_the_head_is_asked_at_once() -> None:
+    head = watch()
+    assert head.succeeded("another has become the head", 1.0) == [Hang("another has become the head"), Ask()]
+    assert head.succeeded("another has become the head", 1.1) == [Ask()], (
+        "it was not lost for nothing: it may answer now"
+    )
+    head.validate(1.1)
+    assert head.joined(SECOND, GRACE, 1.2) == [Replaced(FIRST, "another has become the head")]
+    assert head.head == SECOND
+    head.refused("declared dead")
+    assert head.succeeded("another still", 2.0) == []
+
+
 def test_who_is_refused_gives_up() -> None:
     head = watch()
     head.lost("gone", 1.0)

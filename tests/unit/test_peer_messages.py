@@ -84,6 +84,10 @@ EXAMPLES: list[pm.PeerMessage] = [
     pm.CopyAt(NODE, NODE, 1 << 40, 3, True),
     pm.Lost(NODE, "gone"),
     pm.GiveBack([NODE, NODE]),
+    pm.Joined("c1", INFO, [INFO], 3, 60.0, "replicas", 30.0, pm.Serving(3, [(NODE, "h:1")], [(NODE, "h:1")], 3)),
+    pm.Serving(3, [(NODE, "127.0.0.1:1")], [(NODE, "127.0.0.1:1")], 3),
+    pm.BeReplica([(NODE, "127.0.0.1:1")], 3),
+    pm.HeadIs(4, INFO),
 ]
 
 
@@ -111,6 +115,8 @@ def test_what_must_arrive_is_numbered() -> None:
         pm.Elsewhere,
         pm.Took,
         pm.Replicate,
+        pm.BeReplica,
+        pm.HeadIs,
     }
 
 

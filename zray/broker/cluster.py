@@ -1,8 +1,8 @@
 """A broker's part in a cluster: joining it, beating, telling others who came and went, and reaching the control store.
 
 Covers what is said between brokers about themselves. Does not cover who is alive (`membership` decides), how messages travel (`links`),
-what becomes of tasks and objects (the scheduler), or what a node makes of a head that is away (`head_watch` decides). The head decides about
-members and holds the control store; every node, the head too, knows all the others.
+what becomes of tasks and objects (the scheduler), what a node makes of a head that is away (`head_watch` decides), or how another node becomes the
+head (`succession`). The head decides about members and holds the control store; every node, the head too, knows all the others.
 """
 
 from __future__ import annotations
@@ -33,8 +33,11 @@ from zray.broker.membership import (
     beat_seconds,
 )
 from zray.broker.revival import end_rows_of
+from zray.broker.succession import PORT_REFUSES, STAND_INS, Succession
 from zray.broker.told_rows import Place, ToldRows
 from zray.gcs import messages as gcs_messages
+from zray.gcs.replication.state import concerns_tasks
+from zray.gcs.replication.timing import MOST_SILENT
 from zray.gcs.tables import CLUSTER_KEY, ROW_TABLES, ClusterRow, NodeRow, Table, encode_row, key_of
 from zray.ids import random_id
 from zray.peer_transport import ClusterKey, PeerSockets
@@ -92,7 +95,7 @@ class Cluster:
             place: its place in the cluster.
             context: what sockets are made in.
             poller: tells when `serve` is worth calling.
-            gcs: this node's control store; the head's is the cluster's.
+            gcs: this node's control store; that of a head which alone keeps the tables is the cluster's.
             load: tells what is free here now.
             end: ends this node, for the given reason: it does not belong to the cluster any more.
 
@@ -102,9 +105,11 @@ class Cluster:
         """
         self.own = bytes.fromhex(config.node)
         self.place = place
-        self._gcs = gcs
+        self._own_gcs = gcs
+        self.gcs = gcs
+        """At the head: the cluster's tables."""
         self._load = load
-        self._end = end
+        self.end = end
         self.key = ClusterKey.read(place.key_file)
         self._sockets = PeerSockets(context, self.own, self.key, poller)
         self.is_client = not place.host
@@ -125,7 +130,11 @@ class Cluster:
         self.is_head = not place.head
         self.head = self.own if self.is_head else _STAND_IN
         self.links.head = self.own if self.is_head else b""
-        self._membership = Membership(self.info, place.node_timeout)
+        self.grace = place.head_grace
+        """Seconds for which the head may be away; the head's own word, as far as it is known."""
+        self.node_timeout = place.node_timeout
+        """Seconds of silence after which a node is dead; the head's own word, too."""
+        self.membership = Membership(self.info, place.node_timeout)
         """What the head decides by; of no use elsewhere."""
         self.neighbours = Neighbours(self.own)
         self._next_beat = 0.0
@@ -154,7 +163,7 @@ class Cluster:
             pm.Loads: self._loads,
             pm.NodeUp: self._node_up,
             pm.NodeChanged: self._node_changed,
-            pm.Leave: lambda node, message, now: self._decide(self._membership.end(node, message.reason), now),
+            pm.Leave: self._left,
             pm.Gone: self._told_gone,
             pm.StoreRequest: self._store_request,
             pm.StoreReply: self._store_reply,
@@ -168,6 +177,13 @@ class Cluster:
         self._told = ToldRows()
         self.index = 0
         """Of this node among all nodes (or all clients) that ever joined; the head's is 0."""
+        self._head_at = place.head
+        """host:port at which the head is asked for."""
+        self.succession = Succession(self, config.directory, config.gcs_shards, place.node_timeout)
+        if self.is_head and place.replicas > 1:
+            self.succession.begin(place.replicas, time.monotonic())
+            assert self.succession.tables is not None
+            self.gcs = self.succession.tables.service
         self.before_sending: Callable[[], None] | None = None
         self.on_peer: Callable[[bytes, NodeInfo, NodeLoad, State, str], None] | None = None
         """Told of each change of another node: id, what it has, what is free, state, reason."""
@@ -232,34 +248,59 @@ class Cluster:
         for event in self.links.receive(time.monotonic()):
             if isinstance(event, Heard) and isinstance(event.message, pm.Rejected):
                 raise CannotJoin(event.message.reason)
-            if isinstance(event, Heard) and isinstance(event.message, pm.Joined):
+            if isinstance(event, Heard) and isinstance(event.message, pm.HeadIs):
+                self._look_at(event.message.head)
+            elif isinstance(event, Heard) and isinstance(event.message, pm.Joined):
                 if self.head == _STAND_IN:
                     self._admitted(event.message)
             else:
                 self._before_joining.append(event)
 
+    def _look_at(self, head: NodeInfo) -> None:
+        """Who was asked is not the head, but knows it."""
+        self._head_at = head.address
+        self.links.forget(_STAND_IN)
+        self.links.know(_STAND_IN, self._head_at)
+
     def _admitted(self, message: pm.Joined) -> None:
         now = time.monotonic()
         if self.is_client and message.node_timeout:
-            self.watch = hw.HeadWatch(message.node_timeout)
+            # The next head cannot connect to a client and tell it: behind a tunnel, only silence tells that the last one is gone.
+            most = message.node_timeout if message.serving is None else MOST_SILENT
+            self.watch = hw.HeadWatch(min(message.node_timeout, most))
+        self._told_by_head(message)
         self.watch.joined(message.head.id, self._grace(message), now)
         self.storage = message.storage
         self.index = message.index
         self.id = bytes.fromhex(message.cluster)
-        self._meet(message, now)
+        self._meet(_STAND_IN, message, now)
+
+    def _told_by_head(self, message: pm.Joined) -> None:
+        """What every later head has to go by, too."""
+        self.grace = message.grace
+        self.node_timeout = self.succession.node_timeout = message.node_timeout or self.node_timeout
+        self.succession.learn(message.serving)
 
     def _grace(self, message: pm.Joined) -> float:
         """For how long the head may be away."""
         return max(message.grace, TUNNEL_S) if self.is_client else message.grace
 
-    def _meet(self, message: pm.Joined, now: float) -> None:
-        """A head has taken this node in: talk to it under its name, and learn who else is there."""
+    def _meet(self, node: bytes, message: pm.Joined, now: float) -> None:
+        """A head has taken this node in: talk to it under its name, and learn who else is there. `node`: who has answered, or its stand-in."""
         self.head = message.head.id
         self.links.head = self.head
-        self.links.rename(_STAND_IN, self.head, now)
+        if node != self.head:
+            # Through a tunnel the head has another address than it knows.
+            self._head_at = self.links.address_of(node) or self._head_at
+            self.links.rename(node, self.head, now)
+        else:
+            self._head_at = message.head.address
         for info in (message.head, *message.members):
             self._learn(info, now)
-        self.links.know(self.head, self.place.head)  # through a tunnel the head has another address than it knows
+        self.links.know(self.head, self._head_at)
+        if node != _STAND_IN:
+            self.links.forget(_STAND_IN)
+        self.succession.found()
 
     def _learn(self, info: NodeInfo, now: float) -> None:
         if self.neighbours.learn(info, now):
@@ -289,19 +330,30 @@ class Cluster:
 
     @property
     def wake_at(self) -> float:
-        """When `tick` is wanted at the latest (monotonic seconds)."""
-        return min(self._next_beat, self.links.wake_at)
+        """When `tick`, or `end_round`, is wanted at the latest (monotonic seconds)."""
+        return min(self._next_beat, self.links.wake_at, self.succession.wake_at)
+
+    def end_round(self, now: float) -> None:
+        """After all that has come was taken in: let other copies of the tables have what was written."""
+        self.succession.end_round(now)
+
+    def now(self) -> float:
+        """Return the time by which all here goes (monotonic seconds)."""
+        return time.monotonic()
 
     def tick(self, now: float) -> None:
         """Beat, acknowledge, look who is silent."""
         self._notice_pause(now)
         if now >= self._next_beat:
             self._next_beat = now + BEAT_S
-            if self.is_head:
-                self._decide(self._membership.tick(now), now)
+            self.succession.tick(now)
+            if self.is_head and not self.succession.may_decide(now):
+                self.membership.paused(BEAT_S)  # it may be this node that is cut off
+            elif self.is_head:
+                self._decide(self.membership.tick(now), now)
             else:
-                self._follow(self.watch.tick(now), now)
-            if now >= self._next_report:
+                self.follow(self.watch.tick(now))
+            if now >= self._next_report and (not self.is_head or self.succession.may_decide(now)):
                 self._next_report = now + self._beat_s - BEAT_S / 2
                 self._report(now)
             if not self.is_head:
@@ -311,7 +363,7 @@ class Cluster:
     def _notice_pause(self, now: float) -> None:
         """When this process was stopped, nobody was silent for so long."""
         if self.is_head and now - self._served > _PAUSED_S:
-            self._membership.paused(now - self._served)
+            self.membership.paused(now - self._served)
         self._served = now
 
     def _report(self, now: float) -> None:
@@ -321,7 +373,7 @@ class Cluster:
                 self.links.send(self.head, pm.Beat(self._load()), now)
             return
         self._heard_load(self.own, self._load(), now)
-        members = [member for member in self._membership.present() if not member.awaited]
+        members = [member for member in self.membership.present() if not member.awaited]
         loads = {member.info.id: member.load for member in members if not member.info.is_client}
         self._beat_s = beat_seconds(len(members))
         bodies = [
@@ -334,42 +386,48 @@ class Cluster:
 
     def _heard_load(self, node: bytes, load: NodeLoad, now: float) -> None:
         """At the head: a node (perhaps the head itself) says what is free there."""
-        member = self._membership.members.get(node)
+        member = self.membership.members.get(node)
         if member is not None and member.load != load:
             self._reports.changed(node)
-        self._decide(self._membership.heard(node, load, now), now)
+        self._decide(self.membership.heard(node, load, now), now)
 
     def _take(self, events: list[LinkEvent], now: float) -> None:
         for event in events:
             if isinstance(event, Heard):
                 self._heard(event.node, event.message, now)
             elif isinstance(event, Refused):
-                self._lost(event.node, "its broker is gone: its port refuses connections", now)
+                self.lost(event.node, PORT_REFUSES, now)
             elif isinstance(event, Reached):
-                if event.stand_in == _STAND_IN:
-                    self._follow(self.watch.reachable(now), now)
+                if event.stand_in == _STAND_IN or event.stand_in in STAND_INS:
+                    self.follow(self.watch.reachable(now))
             elif isinstance(event, Impostor):
-                self._lost(event.node, "its broker is gone: another node is at its address", now)
+                self.lost(event.node, "its broker is gone: another node is at its address", now)
 
     def _heard(self, node: bytes, message: pm.PeerMessage, now: float) -> None:
-        if self.is_head and not isinstance(message, (pm.Rejected, pm.Join, pm.Rejoin)):
+        if isinstance(message, pm.Replicate):
+            self.succession.replicate(node, message, now)
+            return
+        if self.is_head and not isinstance(message, (pm.Rejected, pm.Join, pm.Rejoin, pm.HeadIs)):
             # Late messages of the dead change nothing. It may not know: it was only paused.
-            reason = self._membership.why_not_heard(node)
+            reason = self.membership.why_not_heard(node)
             if reason:
                 self.links.send(node, pm.Rejected(reason), now)
                 return
         if node in self.neighbours.dead:
             return
         if node == self.head:
-            self._follow(self.watch.heard(now), now)
+            if self.succession.is_replaced:
+                return  # it does not know yet that it is no head any more
+            self.follow(self.watch.heard(now))
         self._handlers[type(message)](node, message, now)
 
-    def _lost(self, node: bytes, reason: str, now: float) -> None:
+    def lost(self, node: bytes, reason: str, now: float) -> None:
         """There is no process behind a node's port any more."""
+        self.succession.ended(node, now)
         if self.is_head:
-            self._decide(self._membership.end(node, reason), now)
+            self._decide(self.membership.end(node, reason), now)
         elif node == self.head:
-            self._follow(self.watch.lost(reason, now), now)
+            self.follow(self.watch.lost(reason, now))
         elif node in self.neighbours.members:
             self._gone[node] = reason
             self.links.send(self.head, pm.Gone(node, reason), now)
@@ -378,25 +436,46 @@ class Cluster:
 
     def _begin_life(self, now: float) -> None:
         """Go on with the cluster that is in the storage, or begin one."""
-        self.storage = self.place.storage.partition(":")[0]
-        last = self._gcs.row(ClusterRow, CLUSTER_KEY)
+        self.storage = self.place.storage.partition(":")[0] if self.place.replicas == 1 else "replicas"
+        last = self.gcs.row(ClusterRow, CLUSTER_KEY)
         if last is None:
             row = ClusterRow(random_id(), self.own)
         else:
             row = msgspec.structs.replace(last, head=self.own, lives=last.lives + 1)
             self.last_head = last.head
         self.id = row.id
-        self._gcs.put_row(row)
-        self._gcs.put_row(node_row(self.info, 0))
-        for node in self._gcs.rows(NodeRow):
+        self.gcs.put_row(row)
+        self.gcs.put_row(node_row(self.info, 0))
+        for node in self.gcs.rows(NodeRow):
             if node.alive and node.index:
                 self._expect(info_of(node), now)
 
+    def take_over(self, gcs: GcsService, membership: Membership) -> None:
+        """This node is the head from now on: with these tables, and members that `expect_all` names."""
+        self.last_head, self.head = self.head, self.own
+        self.is_head = True
+        self.links.head = self.own
+        self.links.forget(_STAND_IN)
+        self.gcs = gcs
+        self.membership = membership
+
+    def expect_all(self, rows: list[NodeRow], now: float) -> None:
+        """These were members of the last head, and should come to this one."""
+        for row in rows:
+            self._expect(info_of(row), now)
+
+    def ask_itself(self) -> None:
+        """This node has become the head: what it has asked the last one, it answers itself. What that one carried out is not done again."""
+        requests, self._requests = self._requests, {}
+        for number, (body, answer) in requests.items():
+            self._serve(body, answer, (self.own, number))
+        self.gcs.forget_answers(self.own, 1 << 63)
+
     def _expect(self, info: NodeInfo, now: float) -> None:
         """A node of the last life that should come back."""
-        if self._membership.expect(info, self.place.head_grace or self.place.node_timeout, now):
+        if self.membership.expect(info, self.grace or self.node_timeout, now):
             self._learn(info, now)
-            self._apply(Change(info.id, State.SILENT, "it has not come back to the head yet"))
+            self.apply(Change(info.id, State.SILENT, "it has not come back to the head yet"))
 
     # -- at the head --------------------------------------------------------------------------------------------------
 
@@ -404,20 +483,22 @@ class Cluster:
         info = message.info
         try:
             if not self.is_head:
-                raise Refusal(f"this node is not the head: join {self.place.head}")
+                if self.succession.tell_head(node, now):
+                    return
+                raise Refusal(f"this node is not the head: join {self._head_at}")
             if info.id != node:
                 raise Refusal("the node's id is not the one it connects with")
-            changes = self._membership.join(info, now)
+            changes = self.membership.join(info, now)
         except Refusal as refusal:
             self.links.send(node, pm.Rejected(str(refusal)), now)
             return
-        row = self._gcs.row(NodeRow, node)
+        row = self.gcs.row(NodeRow, node)
         index = row.index if row is not None else self._next_index(info)
         self._take_in(info, index, row, changes, now)
 
     def _next_index(self, info: NodeInfo) -> int:
         """Clients come and go far more often than nodes: they are counted apart, or job numbers would not last."""
-        row = self._gcs.row(ClusterRow, CLUSTER_KEY)
+        row = self.gcs.row(ClusterRow, CLUSTER_KEY)
         assert row is not None, "the head has begun its life"
         index = (row.clients if info.is_client else row.joined) + 1
         self._indices_reach(info, index)
@@ -425,47 +506,60 @@ class Cluster:
 
     def _indices_reach(self, info: NodeInfo, index: int) -> None:
         """No later node (or client) may get this index."""
-        row = self._gcs.row(ClusterRow, CLUSTER_KEY)
+        row = self.gcs.row(ClusterRow, CLUSTER_KEY)
         if row is None:
             return
         if info.is_client and row.clients < index:
-            self._gcs.put_row(msgspec.structs.replace(row, clients=index))
+            self.gcs.put_row(msgspec.structs.replace(row, clients=index))
         elif not info.is_client and row.joined < index:
-            self._gcs.put_row(msgspec.structs.replace(row, joined=index))
+            self.gcs.put_row(msgspec.structs.replace(row, joined=index))
 
     def _rejoin(self, node: bytes, message: pm.Rejoin, now: float) -> None:
         """A node that had lost this head, or its last life, comes back."""
         info = message.info
         try:
             if not self.is_head:
-                raise Refusal(f"this node is not the head: join {self.place.head}")
+                if self.succession.tell_head(node, now):
+                    return
+                raise Refusal(f"this node is not the head: join {self._head_at}")
             if message.cluster != self.id.hex():
                 raise Refusal(
                     f"the head at {self.address} has begun another cluster, without the storage of the one that this node belonged to: "
                     "start the node again"
                 )
-            changes = self._membership.rejoin(info, now)
+            row = self.gcs.row(NodeRow, node)
+            if self.succession.tables is not None and row is not None and not row.alive:
+                raise Refusal(f"this node was declared dead ({row.reason}): start it again")
+            changes = self.membership.rejoin(info, now)
         except Refusal as refusal:
             self.links.send(node, pm.Rejected(str(refusal)), now)
             return
-        for other in message.members:
-            self._expect(other, now)
+        if self.succession.tables is None:  # else no member is ever forgotten
+            for other in message.members:
+                self._expect(other, now)
         self._indices_reach(info, message.index)
-        self._take_in(info, message.index, self._gcs.row(NodeRow, node), changes, now)
+        self._take_in(info, message.index, self.gcs.row(NodeRow, node), changes, now)
 
     def _take_in(self, info: NodeInfo, index: int, row: NodeRow | None, changes: list[Change], now: float) -> None:
         """Answer a node that belongs to the cluster, and tell the others."""
         node = info.id
-        others = [member.info for member in self._membership.present() if member.info.id not in (self.own, node)]
+        others = [member.info for member in self.membership.present() if member.info.id not in (self.own, node)]
         self._learn(info, now)
         self.links.know(node, info.address)
         if row is None or not row.alive:
-            self._gcs.put_row(node_row(info, index))
+            self.gcs.put_row(node_row(info, index))
             self._tell_all(pm.NodeUp(info), now, but=node)
         joined = pm.Joined(
-            self.id.hex(), self.info, others, index, self.place.head_grace, self.storage, self.place.node_timeout
+            self.id.hex(),
+            self.info,
+            others,
+            index,
+            self.grace,
+            self.storage,
+            self.node_timeout,
+            self.succession.serving,
         )
-        self._gcs.when_stored(lambda: self.links.send(node, joined, time.monotonic()))
+        self.gcs.when_stored(lambda: self.links.send(node, joined, time.monotonic()))
         self._decide(changes, now)
 
     def job_number(self, count: int) -> int:
@@ -482,72 +576,93 @@ class Cluster:
     def _told_gone(self, node: bytes, message: pm.Gone, now: float) -> None:
         """A node says that another is gone: the head looks for itself."""
         if self.is_head and self.links.probe(message.node, now):
-            self._lost(message.node, message.reason, now)
+            self.lost(message.node, message.reason, now)
+
+    def _left(self, node: bytes, message: pm.Leave, now: float) -> None:
+        self.succession.ended(node, now)
+        self._decide(self.membership.end(node, message.reason), now)
 
     def _decide(self, changes: list[Change], now: float) -> None:
         """Carry out what the membership has decided."""
         for change in changes:
             self._tell_all(pm.NodeChanged(change), now, but=change.node)
             if change.state == State.DEAD:
-                end_rows_of(self._gcs, change.node, change.reason)
-                self._gcs.forget_answers(change.node, 1 << 63)
-            self._apply(change)
+                end_rows_of(self.gcs, change.node, change.reason)
+                self.gcs.forget_answers(change.node, 1 << 63)
+            self.apply(change)
+
+    def tell_members(self, message: pm.PeerMessage, now: float) -> None:
+        """At the head: send a message to all members that have come to this head."""
+        self._tell_all(message, now)
 
     def _tell_all(self, message: pm.PeerMessage, now: float, but: bytes = b"") -> None:
-        for member in self._membership.present():
+        for member in self.membership.present():
             # Who has not come back from the head's last life yet will be told all when it does.
             if member.info.id not in (self.own, but) and not member.awaited:
                 self.links.send(member.info.id, message, now)
 
     def _store_request(self, node: bytes, message: pm.StoreRequest, now: float) -> None:
-        self._gcs.forget_answers(node, message.oldest)
-        self._gcs.serve_request(
+        self.gcs.forget_answers(node, message.oldest)
+        self._serve(
             message.body,
             lambda reply: self.links.send(node, pm.StoreReply(message.number, reply), time.monotonic()),
             (node, message.number),
         )
 
+    def _serve(self, body: bytes, answer: Callable[[bytes], None], origin: tuple[bytes, int] | None = None) -> None:
+        """At the head: carry out a request. Rows of its own node's tasks are no part of tables that several nodes keep."""
+        own = self.gcs is not self._own_gcs and concerns_tasks(body)
+        (self._own_gcs if own else self.gcs).serve_request(body, answer, origin)
+
     # -- at the others ------------------------------------------------------------------------------------------------
 
     def _rejected(self, node: bytes, message: pm.Rejected, now: float) -> None:
         if node in (self.head, _STAND_IN):
-            self._follow(self.watch.refused(message.reason), now)
+            self.follow(self.watch.refused(message.reason))
 
-    def _follow(self, actions: list[hw.Action], now: float) -> None:
+    def follow(self, actions: list[hw.Action]) -> None:
         """Do what the watch over the head has decided."""
         for action in actions:
             if isinstance(action, hw.Hang):
                 print(f"[zray] the head is lost: {action.reason}", file=sys.stderr, flush=True)
                 self.links.pause(self.head)
-                self.links.know(_STAND_IN, self.place.head)
-                self._apply(Change(self.head, State.SILENT, action.reason))
+                self.links.know(_STAND_IN, self._head_at)
+                self.apply(Change(self.head, State.SILENT, action.reason))
             elif isinstance(action, hw.Ask):
                 others = [member.info for node, member in self.neighbours.members.items() if node != self.head]
-                self.links.send_to_anybody(_STAND_IN, pm.Rejoin(self.info, self.id.hex(), self.index, others))
+                rejoin = pm.Rejoin(self.info, self.id.hex(), self.index, others)
+                self.links.send_to_anybody(_STAND_IN, rejoin)
+                self.succession.ask(rejoin, time.monotonic())
             elif isinstance(action, hw.Back):
                 self.links.forget(_STAND_IN)
-                self.links.know(self.head, self.place.head)
-                self._apply(Change(self.head, State.ALIVE))
+                self.links.know(self.head, self._head_at)
+                self.succession.found()
+                self.apply(Change(self.head, State.ALIVE))
             elif isinstance(action, hw.Replaced):
-                self._apply(Change(action.old, State.DEAD, f"the head began another life: {action.reason}"))
+                self.apply(Change(action.old, State.DEAD, f"the head began another life: {action.reason}"))
             else:
-                self._end(action.reason)
+                self.end(action.reason)
 
     def _taken_back(self, node: bytes, message: pm.Joined, now: float) -> None:
         """The head that was lost, or its next life, has answered."""
-        if not self.watch.is_lost or node not in (_STAND_IN, message.head.id):
+        if self.is_head or not self.watch.is_lost or node not in (_STAND_IN, message.head.id, *STAND_INS):
+            return
+        if message.serving is not None and message.serving.epoch < self.succession.epoch:
+            return  # it does not know yet that it is no head any more
+        if message.head.id == self.head and self.succession.is_replaced:
             return
         actions = self.watch.joined(message.head.id, self._grace(message), now)
         if isinstance(actions[0], hw.Back):
-            self._follow(actions, now)
+            self.follow(actions)
             return
         old = self.head
-        self._follow(actions, now)
-        self._meet(message, now)
+        self.follow(actions)
+        self._told_by_head(message)
+        self._meet(node, message, now)
         print(f"[zray] the head {old.hex()[:8]} is replaced by {self.head.hex()[:8]}", file=sys.stderr, flush=True)
         there = {self.own, self.head, *(info.id for info in message.members)}
         for other in [other for other in self.neighbours.members if other not in there]:
-            self._apply(Change(other, State.DEAD, "the head did not take it back"))
+            self.apply(Change(other, State.DEAD, "the head did not take it back"))
         for other, reason in self._gone.items():
             self.links.send(self.head, pm.Gone(other, reason), now)
         for number, (body, _) in self._requests.items():
@@ -565,9 +680,9 @@ class Cluster:
         self._learn(message.info, now)
 
     def _node_changed(self, node: bytes, message: pm.NodeChanged, now: float) -> None:
-        self._apply(message.change)
+        self.apply(message.change)
 
-    def _apply(self, change: Change) -> None:
+    def apply(self, change: Change) -> None:
         if change.node == self.own:
             return
         member = self.neighbours.members.get(change.node)
@@ -584,9 +699,9 @@ class Cluster:
             self._tell_of_peer(change.node)
 
     def request(self, body: bytes, answer: Callable[[bytes], None]) -> None:
-        """Ask the cluster's control store; `answer` is called with the encoded reply (at once on the head)."""
+        """Ask the cluster's control store; `answer` is called with the encoded reply (at once on a head that alone keeps the tables in memory)."""
         if self.is_head:
-            self._gcs.serve_request(body, answer)
+            self._serve(body, answer)
             return
         self._last_request += 1
         number = self._last_request
@@ -625,7 +740,7 @@ class Cluster:
 
     def dead(self) -> list[tuple[NodeInfo | None, bytes, str]]:
         """Nodes that died, clients left out: what is known of each, its id, and why."""
-        known = self._membership.members
+        known = self.membership.members
         return [
             (known[node].info if node in known else None, node, reason)
             for node, reason in self.neighbours.dead.items()
@@ -636,6 +751,7 @@ class Cluster:
         """Leave."""
         if not self.is_head and self.head != _STAND_IN:
             self.links.send(self.head, pm.Leave(reason), time.monotonic())
+        self.succession.close()
         self.links.close()
 
 

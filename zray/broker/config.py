@@ -25,6 +25,8 @@ class ClusterConfig(msgspec.Struct, frozen=True):
     """Head: where its control store keeps rows (`zray.gcs.storage.open_storage`)."""
     head_grace: float = 0.0
     """Head: seconds for which the other nodes outlive it."""
+    replicas: int = 1
+    """Head: nodes that keep its control store's tables, itself among them. 1: it alone; else one of the others becomes the head when it dies."""
 
 
 class BrokerConfig(msgspec.Struct, frozen=True):

@@ -158,6 +158,17 @@ class Groups:
         for group in {*self._broker.scheduler.node.bundles.placed, *self._waiters}:
             self._forget(group, reason)
 
+    def become_head(self) -> None:
+        """This node is the head from now on. The last one kept groups in its memory: they end."""
+        self.head_replaced()
+        self._head = machine.PlacementGroups()
+        node = self._broker.scheduler.node.ledger
+        self._head.node_seen(self._own, dict(node.total), node.labels)
+        if self._cluster is not None:
+            for member in self._cluster.neighbours.members.values():
+                if not member.info.is_client:
+                    self.node_seen(member.info, member.load)
+
     def _end_waits(self, group: bytes, gone: str) -> None:
         performer = self._broker.performer
         for message in self._waiters.pop(group, ()):
@@ -287,7 +298,7 @@ class Groups:
         row = PlacementGroupRow(
             spec.id, spec.job, state, spec.strategy, bundles, nodes, spec.name, spec.namespace, spec.detached
         )
-        self._broker.records.gcs.put_row(row)
+        self._broker.records.tables.put_row(row)
 
 
 def _free(available: Mapping[str, int]) -> dict[str, int]:

@@ -4,7 +4,7 @@ Covers the decisions of a node that is not the head, about its head alone. Does 
 head is reached (`cluster`, `links`), or what becomes of a dead head's tasks and objects (the scheduler).
 
 A head that outlives its process (its rows are stored, see `zray.gcs.storage`) tells each member for how long it may be away: its
-*grace*. A member that loses it goes on with its own tasks and actors, asks at the head's address, and
+*grace*. A member that loses it goes on with its own tasks and actors, asks at the head's address (and where else it may be), and
 
              joined
                |            lost: port refuses, or no word for `silence_s`
@@ -14,10 +14,11 @@ A head that outlives its process (its rows are stored, see `zray.gcs.storage`) t
     +----------- its next life (another id) answers: Replaced ----+
 
 The old head is declared dead only when its next life has answered: a refusing port may be a tunnel that is being made again, and frames
-to a head that comes back under the same id must go on where they were. Equations, checked by `validate()`:
+to a head that comes back under the same id must go on where they were. Where several nodes keep the head's tables, its next life is another of them:
+it says so (`succeeded`), or is found by asking all of them. Equations, checked by `validate()`:
 
     state == LOST  =>  lost_at <= now < lost_at + grace            state == WITH  =>  reason == ""
-    asks are at least ASK_S apart, and none is made but in LOST
+    asks are at least ASK_S apart, but for what others have said; none is made but in LOST
 
 Time in which this process did not run itself (it was stopped) is nobody's silence: a tick that comes much too late moves all marks.
 """
@@ -35,13 +36,13 @@ NEVER: Final = float("inf")
 
 
 class Hang(NamedTuple):
-    """The head is lost: close the connection to it; whoever is at its address will be asked."""
+    """The head is lost: close the connection to it; whoever is at its address, or may be the next one, will be asked."""
 
     reason: str
 
 
 class Ask(NamedTuple):
-    """Ask whoever is at the head's address to take this node back."""
+    """Ask whoever is at the head's address, or may be the next one, to take this node back."""
 
 
 class Back(NamedTuple):
@@ -88,7 +89,19 @@ class Fault(enum.Enum):
 class HeadWatch:
     """One node's watch over its head. Methods return what to do, in order; `now` is monotonic seconds."""
 
-    __slots__ = ("_ask_at", "_faults", "_heard", "_silence_s", "_ticked", "grace", "head", "lost_at", "reason", "state")
+    __slots__ = (
+        "_ask_at",
+        "_faults",
+        "_heard",
+        "_silence_s",
+        "_ticked",
+        "grace",
+        "head",
+        "lost_at",
+        "mend",
+        "reason",
+        "state",
+    )
 
     def __init__(self, silence_s: float, faults: frozenset[Fault] = frozenset()) -> None:
         """`silence_s`: seconds without a word after which the head is lost although its port is open."""
@@ -100,6 +113,8 @@ class HeadWatch:
         self.lost_at = NEVER
         self.reason = ""
         """Why it is lost, for people."""
+        self.mend = "Start it again with the same storage, address and key, and then this node"
+        """What to do when it does not come back, for people."""
         self._silence_s = silence_s
         self._heard = 0.0
         self._ask_at = NEVER
@@ -150,6 +165,12 @@ class HeadWatch:
         self._ask_at = now
         return [Hang(reason), *self._ask(now)]
 
+    def succeeded(self, reason: str, now: float) -> list[Action]:
+        """Another node says that it is the head now: ask it without waiting for the next turn."""
+        if self.state == State.LOST:
+            return self._ask(now)
+        return self.lost(reason, now)
+
     def refused(self, reason: str) -> list[Action]:
         """The head, or who is at its address now, says that this node does not belong to its cluster (any more)."""
         return [] if self.state in (State.JOINING, State.GIVEN_UP) else self._give_up(reason)
@@ -174,8 +195,7 @@ class HeadWatch:
             return []
         if now >= self.lost_at + self.grace:
             return self._give_up(
-                f"the head is gone ({self.reason}) and did not come back within {self.grace:g} s. Start it again with the same "
-                "storage, address and key, and then this node"
+                f"the head is gone ({self.reason}) and did not come back within {self.grace:g} s. {self.mend}"
             )
         return self._ask(now) if now >= self._ask_at or Fault.ASKS_TOO_OFTEN in self._faults else []
 

@@ -64,6 +64,19 @@ class Rejoin(PeerMessage, frozen=True):
     """Other nodes that it knows to live: the head may have forgotten some (its machine lost its newest writes)."""
 
 
+class Serving(PeerMessage, frozen=True):
+    """Head -> all, and in `Joined`: these nodes keep the control store's tables now (`zray.gcs.replication`)."""
+
+    epoch: int
+    """Counts up with each change; no two heads have the same one."""
+    chain: list[tuple[bytes, str]]
+    """Replicas: id and host:port of each; the first is the head."""
+    council: list[tuple[bytes, str]]
+    """Nodes of which most must agree before another becomes the head."""
+    wanted: int
+    """Replicas that there should be."""
+
+
 class Joined(PeerMessage, frozen=True):
     """Head -> newcomer, or a node that comes back: you belong to the cluster; these do, too."""
 
@@ -79,12 +92,28 @@ class Joined(PeerMessage, frozen=True):
     """Kind of storage that its tables are in, for people."""
     node_timeout: float = 0.0
     """Seconds of silence after which the head takes a node for dead. A client takes the head for lost after as many; 0: not told."""
+    serving: Serving | None = None
+    """None: the head alone keeps the tables."""
 
 
 class Rejected(PeerMessage, frozen=True):
     """Head -> newcomer, or anyone -> a node that was declared dead: you do not belong to the cluster (any more)."""
 
     reason: str
+
+
+class BeReplica(PeerMessage, frozen=True):
+    """Head -> node, until it is one: keep a copy of the control store's tables; those keep them now."""
+
+    contacts: list[tuple[bytes, str]]
+    wanted: int
+
+
+class HeadIs(PeerMessage, frozen=True):
+    """New head -> all, until they have come to it; or any node -> who takes it for the head: this one is."""
+
+    epoch: int
+    head: NodeInfo
 
 
 class Beat(PeerMessage, frozen=True):
@@ -600,6 +629,8 @@ KINDS: Final[dict[int, type[PeerMessage]]] = {
     11: Elsewhere,
     12: Took,
     13: Rejoin,
+    14: BeReplica,
+    15: HeadIs,
     18: Seen,
     16: Replicate,
     20: NodeUp,
@@ -629,6 +660,7 @@ KINDS: Final[dict[int, type[PeerMessage]]] = {
     44: ActorIs,
     45: Output,
     46: Steps,
+    47: Serving,
     80: CallsLoggedAway,
     81: CheckpointAway,
     82: LogConfirmed,

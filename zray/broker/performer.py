@@ -351,7 +351,7 @@ class Performer:
         )
         address = wire.ActorAddress(action.worker, worker.process, action.incarnation)
         # Who gets an answer of a detached actor may rely on it to come back with the head.
-        self.broker.records.gcs.when_stored(lambda: self._force(ref, _encode(address), KIND_REPLY, 0))
+        self.broker.records.tables.when_stored(lambda: self._force(ref, _encode(address), KIND_REPLY, 0))
 
     def actor_down(self, action: a.ActorDown) -> None:
         self.broker.records.actor_down(action.actor, action.next, str(action.fields.get("cause", action.kind)))

@@ -42,6 +42,8 @@ class Records:
             referenced=self._referenced,
             storage=open_storage(name, config.gcs_shards),
         )
+        self.tables = self.gcs
+        """The cluster's tables, where this node is the head. (Of no use elsewhere.) The same, unless several nodes keep them."""
         self.share: Callable[[GcsRow], None] | None = None
         """Tells the head a row of this node that belongs into its tables, too."""
         self.on_alive: Callable[[bytes], None] | None = None
@@ -146,7 +148,7 @@ class Records:
             self._change(actor, state=ActorState.RESTARTING, reason=reason)
         else:
             self._change(actor, state=ActorState.DEAD, reason=reason, ended=time.time())
-            self.gcs.delete_row(CreationRow, actor)
+            self.tables.delete_row(CreationRow, actor)
 
     def _change(self, actor: bytes, **fields: object) -> None:
         row = self.gcs.row(ActorRow, actor)

@@ -389,7 +389,8 @@ class RemoteActors:
         lent = self._tasks.unwrap(node, message)
         function = broker.shapes[creation.shape].function
         self._tasks.keep_function(message.job.number, function, lent)
-        life = self._store.put_life(creation.id, b"")
+        # Until it is known whether the name is free: the answer may have to wait for other nodes.
+        kept = [self._store.put_life(creation.id, b""), *lent.values()]
 
         def claimed(bearer: ActorNameRow | None) -> None:
             if bearer is None:
@@ -400,12 +401,12 @@ class RemoteActors:
                 self._cluster.send(node, pm.Adopted(message.number, creation.id, self._cluster.own))
             else:
                 self._cluster.send(node, pm.Adopted(message.number, bearer.actor, bearer.node))
+            kept.clear()
 
         if spec.name:
             self._claim(spec, self._cluster.own, claimed)
         else:
             claimed(None)
-        del life
 
     def tick(self, now: float) -> None:
         """Let go of handles that were taken long ago."""

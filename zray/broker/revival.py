@@ -73,7 +73,7 @@ def newest_job(gcs: GcsService, bits: int) -> int:
 
 def keep_creation(broker: Broker, actor: bytes) -> None:
     """An actor of ours lives: if it is detached and named, store all that makes it again."""
-    gcs = broker.records.gcs
+    gcs = broker.records.tables
     record = broker.scheduler.node.actors.actors.get(actor)
     if not gcs.durable or record is None:
         return
@@ -112,9 +112,9 @@ def _creation(broker: Broker, spec: ActorSpec) -> CreationRow:
 
 def make_again(broker: Broker) -> None:
     """A head begins another life: make the detached named actors of the last one."""
-    rows = broker.records.gcs.rows(CreationRow)
+    rows = broker.records.tables.rows(CreationRow)
     for row in rows:
-        broker.records.gcs.delete_row(CreationRow, row.id)
+        broker.records.tables.delete_row(CreationRow, row.id)
         if row.lacking:
             print(f"[zray] actor {row.spec.name!r} does not come back: {row.lacking}", file=sys.stderr, flush=True)
         else:
@@ -126,7 +126,7 @@ def make_again(broker: Broker) -> None:
 def _make_again(broker: Broker, row: CreationRow) -> None:
     actor = _store.with_index(random_id(), 0)
     spec = msgspec.structs.replace(row.spec, creation=msgspec.structs.replace(row.spec.creation, id=actor))
-    gcs = broker.records.gcs
+    gcs = broker.records.tables
     # In the round that deletes the old row: the head may be killed at any time.
     gcs.put_row(msgspec.structs.replace(row, id=actor, spec=spec))
     gcs.put_row(ActorNameRow(spec.namespace, spec.name, actor, broker.node))

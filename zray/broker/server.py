@@ -241,6 +241,8 @@ class Broker:
             self._tick(now)
             self._next_tick = now + (_IDLE_TICK_S if self.scheduler.is_idle() else _TICK_S)
         self.records.gcs.commit()
+        if cluster is not None:
+            cluster.end_round(time.monotonic())
 
     def _serve_inbox(self) -> None:
         for _ in range(_FRAMES_PER_ROUND):
@@ -287,7 +289,7 @@ class Broker:
         self.tell(e.JobStarted(spec, message.process))
         reply = wire.HelloReply(number, self.node, self.config.session, dict(self.config.resources))
         # No number is given twice, whatever becomes of this process now.
-        self.records.gcs.when_stored(lambda: self.reply(message.reply, msgspec.msgpack.encode(reply)))
+        self.records.tables.when_stored(lambda: self.reply(message.reply, msgspec.msgpack.encode(reply)))
 
     def _goodbye(self, message: wire.Goodbye) -> None:
         self._end_job(message.job, "the driver has ended")
@@ -730,22 +732,36 @@ class Broker:
             return
         self.cluster.join()
         if self.cluster.is_head:
-            self._jobs_seen = revival.newest_job(self.records.gcs, JOB_BITS)
+            gcs = self.records.tables = self.cluster.gcs
+            self._jobs_seen = revival.newest_job(gcs, JOB_BITS)
             if self.cluster.last_head:
-                revival.end_rows_of(self.records.gcs, self.cluster.last_head, "the head was started again")
-                revival.end_groups(self.records.gcs)
+                revival.end_rows_of(gcs, self.cluster.last_head, "the head was started again")
+                revival.end_groups(gcs)
                 self.records.gcs.abandon_tasks()
                 revival.make_again(self)
             self.records.on_alive = lambda actor: revival.keep_creation(self, actor)
-            self.records.gcs.commit()
+            if gcs is not self.records.gcs:
+                self.records.share = self.cluster.share
+            gcs.commit()
         else:
             self.records.share = self.cluster.share
             self.cluster.on_new_head = self._head_replaced
+            self.cluster.succession.on_become_head = self._become_head
 
     def _head_replaced(self) -> None:
         """The head has begun another life, and knows of this node what is stored."""
         self.records.share_all()
         self.groups.head_replaced()
+
+    def _become_head(self) -> None:
+        """This node is the head from now on; the last one is dead, and what it owned ends or is made again here."""
+        assert self.cluster is not None
+        gcs = self.records.tables = self.cluster.gcs
+        self.records.on_alive = lambda actor: revival.keep_creation(self, actor)
+        revival.end_groups(gcs)
+        self.groups.become_head()
+        self.records.share_all()
+        revival.make_again(self)
 
     # -- the cluster --------------------------------------------------------------------------------------------------
 

@@ -200,15 +200,24 @@ def cluster(broker: Broker, _: str) -> dict[str, Any]:
             "head_lost": "",
             "storage_failure": "",
             "is_stored": True,
+            "replicas": [],
+            "replicas_wanted": 1,
+            "council": [],
+            "epoch": 0,
         }
+    serving = found.succession.serving
     return {
         "id": found.id.hex(),
         "storage": found.storage,
         "head": found.head.hex(),
         "is_head": found.is_head,
-        "head_lost": found.watch.reason if found.watch.is_lost else "",
-        "storage_failure": broker.records.gcs.storage_failure,
-        "is_stored": broker.records.gcs.is_stored,
+        "head_lost": found.watch.reason if found.watch.is_lost and not found.is_head else "",
+        "storage_failure": broker.records.tables.storage_failure,
+        "is_stored": broker.records.gcs.is_stored and broker.records.tables.is_stored,
+        "replicas": [] if serving is None else [node.hex() for node, _ in serving.chain],
+        "replicas_wanted": 1 if serving is None else serving.wanted,
+        "council": [] if serving is None else [node.hex() for node, _ in serving.council],
+        "epoch": found.succession.epoch,
     }
 
 

@@ -8,7 +8,8 @@ whatever `open_publisher` returns, and the reply travels however the caller send
 With durable storage the changes of one *round* (all calls between two calls of `commit`) are stored together: notices and
 answers, of reads too, which may have seen such a change, wait until they are. A round that storage refuses is taken back
 as far as requests have made it: by further changes, so that versions and numbers go on. What the broker noted in it
-(`put_row` and the like tell what *is*) stays, and is stored as soon as storage takes it.
+(`put_row` and the like tell what *is*) stays, and is stored as soon as storage takes it. A store that leads copies of itself on other
+nodes (`lead`) hands each round to them instead, and answers when they have it.
 
 Single-threaded: all calls come from the broker's loop. No method waits.
 """
@@ -98,6 +99,20 @@ class PublisherLike(Protocol):
         ...
 
 
+class Copies(Protocol):
+    """The other replicas of a store, as the one sees them that leads."""
+
+    def carry(self, changes: list[tuple[int, Change]], then: Callable[[], None]) -> None:
+        """Let every replica have these changes, in order; call `then` when they have them and all earlier ones, and this process
+        may still speak for the store. It is not called any more when another leads by then."""
+        ...
+
+    @property
+    def settled(self) -> bool:
+        """Whether all of them have everything, and this process may speak for the store now."""
+        ...
+
+
 def socket_name(shard: int) -> str:
     """Return the name of a shard's PUB socket in the runtime directory."""
     return f"g{shard}"
@@ -178,6 +193,7 @@ class GcsService:
         """Requests of each node whose answers are kept."""
         self._store_at = self._retry_at = 0.0
         self._durable = self._storage.durable
+        self._copies: Copies | None = None
         self._lineage: LineageLog | None = None
         self._recorded: list[tuple[int, Change]] | None = None
         self.on_changes: Callable[[list[tuple[int, Change]]], None] | None = None
@@ -204,11 +220,16 @@ class GcsService:
             shard.load(revision, rows)
             numbers = [int.from_bytes(key, "big") for table, key, _ in rows if table == Table.EVENTS]
             self._events = max([self._events, *numbers])
-            for table, key, _ in rows:
-                if table == Table.ANSWERS:
-                    self._answers.setdefault(key[:ID_SIZE], []).append(int.from_bytes(key[ID_SIZE:], "big"))
+        self._find_answers()
         if self._durable:
             self._replay(LineageLog(self._is_live))
+
+    def _find_answers(self) -> None:
+        """See which answers are among the rows."""
+        self._answers.clear()
+        for shard in self._shards:
+            for key, _ in shard.page(Table.ANSWERS, b"", None, shard.count(Table.ANSWERS)):
+                self._answers.setdefault(key[:ID_SIZE], []).append(int.from_bytes(key[ID_SIZE:], "big"))
 
     def _replay(self, lineage: LineageLog) -> None:
         """Bring back task rows."""
@@ -272,7 +293,7 @@ class GcsService:
                     self._answers.setdefault(key[:ID_SIZE], []).append(int.from_bytes(key[ID_SIZE:], "big"))
             finally:
                 self._serving = False
-        if not self._durable or not (self._pending or self._storage.lapsed()):
+        if not self._durable or not (self._pending or self._storage.lapsed() or self._is_carrying):
             answer(m.encode(reply))
         else:
             self._held.append(_Held(request, reply, len(self._pending) > before, answer))
@@ -302,7 +323,7 @@ class GcsService:
     def when_stored(self, call: Callable[[], None]) -> None:
         """Call when all that was noted so far is stored (or storage has refused it, which concerns requests alone): at once when
         nothing waits for that."""
-        if self._durable and self._pending:
+        if self._durable and (self._pending or self._is_carrying):
             self._held.append(_Held(None, m.Done(), False, lambda reply: call()))
         else:
             call()
@@ -315,6 +336,9 @@ class GcsService:
             self._store_round()
 
     def _store_round(self) -> None:
+        if self._copies is not None:
+            self._carry_round(self._copies)
+            return
         records, drop = self._lineage.due(self._all_live) if self._lineage is not None else ([], 0)
         try:
             if self._behind:
@@ -340,6 +364,21 @@ class GcsService:
             if self._lineage is not None:
                 self._lineage.written()
             self._end_round()
+
+    def _carry_round(self, copies: Copies) -> None:
+        """Other replicas get the changes; answers leave when all have them."""
+        pending, self._pending = self._pending, []
+        held, self._held = self._held, []
+        self._undo.clear()
+
+        def arrived() -> None:
+            for shard, change in pending:
+                if change.table in self._opened:
+                    self._publish(shard, change)
+            for waiting in held:
+                waiting.answer(m.encode(waiting.reply))
+
+        copies.carry(pending, arrived)
 
     def _current(self, places: Collection[_Place]) -> list[tuple[int, Change]]:
         """The rows at some places as they are, as changes."""
@@ -575,6 +614,17 @@ class GcsService:
 
     # -- copies of this store on other nodes ---------------------------------------------------------------------------
 
+    def lead(self, copies: Copies) -> None:
+        """From now on rounds of this store are carried to its copies, and count, and are answered, when those have them."""
+        self._copies = copies
+        self._durable = True
+        self._pending.clear()
+        self._find_answers()
+
+    @property
+    def _is_carrying(self) -> bool:
+        return self._copies is not None and not self._copies.settled
+
     @contextmanager
     def recording(self) -> Iterator[list[tuple[int, Change]]]:
         """Collect what is changed meanwhile, as (shard, change) in order: what other replicas have to apply."""
@@ -657,7 +707,7 @@ class GcsService:
         """Whether storage has everything, task rows too."""
         self.settle_tasks()
         waits = self._lineage is not None and self._lineage.waits
-        return not (waits or self._pending or self._unstored or self._behind)
+        return not (waits or self._pending or self._unstored or self._behind or self._is_carrying)
 
     def abandon_tasks(self) -> None:
         """All tasks that are live have ended with the last life of this node."""

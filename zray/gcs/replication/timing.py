@@ -6,9 +6,13 @@ of the process's own monotonic clock; two clocks may differ in their rate by `dr
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 
 NEVER = float("inf")
+MOST_SILENT: Final = 5.0
+"""Most seconds for which a node that keeps tables may be silent, however patient its cluster is with nodes: writes wait so long."""
 
 
 class Timing(msgspec.Struct, frozen=True):
@@ -38,3 +42,13 @@ class Timing(msgspec.Struct, frozen=True):
     def usable(self) -> float:
         """How long a lease serves its holder, from when it was asked for."""
         return self.lease * (1 - self.drift)
+
+
+def of_nodes(node_timeout: float) -> Timing:
+    """Return the periods for replicas that are nodes of a cluster, with a lot of other work to do.
+
+    Args:
+        node_timeout: seconds of silence after which a node counts as dead.
+    """
+    silent = min(MOST_SILENT, node_timeout / 2)
+    return Timing(beat=min(0.25, silent / 8), silent=silent, lease=0.6 * silent, resend=min(0.2, silent / 10))
