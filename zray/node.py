@@ -19,6 +19,7 @@ import socket
 import stat
 import subprocess
 import sys
+import threading
 import time
 from typing import Final
 
@@ -34,6 +35,8 @@ _PACKAGE_PARENT: Final = os.path.dirname(os.path.dirname(os.path.abspath(__file_
 _RECORD: Final = "node.json"
 HEAD_GRACE_S: Final = 60.0
 """Seconds for which nodes outlive a head that has storage to come back with."""
+_SPAWN_S: Final = 0.5
+"""Seconds that an interrupted start waits for its process, to end it."""
 _START: Final = "import sys; sys.path.insert(0, {parent!r}); from zray.broker.__main__ import main; main()"
 
 
@@ -504,24 +507,49 @@ def _resources(
 
 
 def _spawn(config: BrokerConfig, directory: str, ready_fd: int) -> subprocess.Popen[bytes]:
-    environment = dict(os.environ)
-    with open(os.path.join(directory, "broker.log"), "wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-c", _START.format(parent=_PACKAGE_PARENT)],
-            stdin=subprocess.PIPE,
-            stdout=log,
-            stderr=log,
-            pass_fds=[ready_fd],
-            start_new_session=True,
-            env=environment,
-        )
-    assert process.stdin is not None
+    """Start the broker's process. In a thread: interrupts come to the main thread only, and one between the fork and the note of the child's
+    pid would leave a process that nobody knows."""
+    made: list[subprocess.Popen[bytes]] = []
+    failed: list[BaseException] = []
+
+    def spawn() -> None:
+        try:
+            with open(os.path.join(directory, "broker.log"), "wb") as log:
+                made.append(
+                    subprocess.Popen(
+                        [sys.executable, "-c", _START.format(parent=_PACKAGE_PARENT)],
+                        stdin=subprocess.PIPE,
+                        stdout=log,
+                        stderr=log,
+                        pass_fds=[ready_fd],
+                        start_new_session=True,
+                        env=dict(os.environ),
+                    )
+                )
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=spawn, name="zray-start", daemon=True)
     try:
-        process.stdin.write(msgspec.json.encode(config))
-        process.stdin.close()
-    except BrokenPipeError:
-        pass
-    return process
+        thread.start()
+        thread.join()
+        if failed:
+            raise failed[0]
+        process = made[0]
+        assert process.stdin is not None
+        try:
+            process.stdin.write(msgspec.json.encode(config))
+            process.stdin.close()
+        except BrokenPipeError:
+            pass
+        return process
+    except BaseException:
+        deadline = time.monotonic() + _SPAWN_S
+        while not made and not failed and time.monotonic() < deadline:  # it may have been interrupted before it began
+            time.sleep(0.001)
+        for process in made:
+            _end(process)
+        raise
 
 
 def _read_line(fd: int, process: subprocess.Popen[bytes]) -> str:
