@@ -481,6 +481,8 @@ class Cluster:
 
     def _join(self, node: bytes, message: pm.Join, now: float) -> None:
         info = message.info
+        if self.is_head and not self.succession.may_decide(now):
+            return  # it asks again
         try:
             if not self.is_head:
                 if self.succession.tell_head(node, now):
@@ -517,6 +519,8 @@ class Cluster:
     def _rejoin(self, node: bytes, message: pm.Rejoin, now: float) -> None:
         """A node that had lost this head, or its last life, comes back."""
         info = message.info
+        if self.is_head and not self.succession.may_decide(now):
+            return  # it asks again
         try:
             if not self.is_head:
                 if self.succession.tell_head(node, now):
@@ -617,7 +621,8 @@ class Cluster:
     # -- at the others ------------------------------------------------------------------------------------------------
 
     def _rejected(self, node: bytes, message: pm.Rejected, now: float) -> None:
-        if node in (self.head, _STAND_IN):
+        asked = self.watch.is_lost and (node in STAND_INS or self.succession.asks(node))
+        if asked or node in (self.head, _STAND_IN):
             self.follow(self.watch.refused(message.reason))
 
     def follow(self, actions: list[hw.Action]) -> None:

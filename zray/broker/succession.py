@@ -256,15 +256,23 @@ class Succession:
             cluster.links.send(node, pm.HeadIs(self.epoch, member.info), now)
         return True
 
-    def ask(self, rejoin: pm.Rejoin, now: float) -> None:
-        """The head is gone: ask those that may be the head by now to take this node back."""
+    def _heirs(self) -> list[tuple[bytes, str]]:
+        """Who may be the head by now: id and host:port."""
         cluster, serving = self._cluster, self.serving
         if serving is None:
-            return
+            return []
         places = dict([*serving.chain, *serving.council])
         if self._new_head is not None:
             places[self._new_head.id] = self._new_head.address
-        others = [(node, where) for node, where in places.items() if node not in (cluster.own, cluster.head) and where]
+        return [(node, where) for node, where in places.items() if node not in (cluster.own, cluster.head) and where]
+
+    def asks(self, node: bytes) -> bool:
+        """Whether this node asks that one to take it back when its head is gone."""
+        return any(node == heir for heir, _ in self._heirs())
+
+    def ask(self, rejoin: pm.Rejoin, now: float) -> None:
+        """The head is gone: ask those that may be the head by now to take this node back."""
+        cluster, others = self._cluster, self._heirs()
         if not cluster.is_client:
             for node, where in others:
                 if node not in cluster.neighbours.dead:
