@@ -105,6 +105,9 @@ class Run:
         victim = head if self.rng.random() < 0.7 else self.rng.choice(self.alive())
         what = self.rng.choice(["kill", "pause", "island", "half"])
         seconds = self.rng.choice([0.5, 3.0, 10.0]) * self.rng.uniform(0.5, 1.5)
+        if what == "half":
+            # For longer, the head would take another replica for dead, and could be replaced itself: two of three at once.
+            seconds = min(seconds, 5.0)
         self.world.say(f"{what} {victim} for {seconds:.1f} s")
         others = [machine.id for machine in self.alive() if machine is not victim]
         if what == "kill":

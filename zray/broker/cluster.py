@@ -413,8 +413,8 @@ class Cluster:
             if reason:
                 self.links.send(node, pm.Rejected(reason), now)
                 return
-        if node in self.neighbours.dead:
-            return
+        if node in self.neighbours.dead and not isinstance(message, pm.Rejoin):
+            return  # (who asks to be taken back is told that it is dead)
         if node == self.head:
             if self.succession.is_replaced:
                 return  # it does not know yet that it is no head any more
