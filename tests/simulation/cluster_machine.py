@@ -15,6 +15,7 @@ import signal
 import types
 from collections import deque
 from collections.abc import Callable
+from random import Random
 from typing import TYPE_CHECKING, Any
 
 from tests.simulation.cluster_network import Network, SimPeerSockets, SimProber
@@ -28,8 +29,10 @@ from zray.broker import (
     object_sharing,
     performer,
     remote_actors,
+    replicated_tables,
     revival,
     server,
+    store_replica,
 )
 from zray.broker import records as records_
 from zray.broker.config import BrokerConfig, ClusterConfig
@@ -54,6 +57,9 @@ class Site:
         self.network = Network(self.world)
         self.directory = directory
         self.node_timeout = node_timeout
+        self.replicas = 1
+        """Nodes that keep the head's tables."""
+        self.head_grace = 0.0
         self.machines: list[Machine] = []
         self.processes: dict[int, Process] = {}
         """By process id."""
@@ -219,7 +225,11 @@ class Doors:
     def __init__(self, site: Site, debug: bool = True) -> None:
         """debug: have the schedulers check their books after each event."""
         world = site.world
-        clock = types.SimpleNamespace(monotonic=lambda: world.now, time=lambda: 1e9 + world.now)
+        clock = types.SimpleNamespace(
+            monotonic=lambda: world.now,
+            time=lambda: 1e9 + world.now,
+            time_ns=lambda: int((1e9 + world.now) * 1e9),
+        )
         unix = SimOs(site)
 
         def building() -> Machine:
@@ -241,8 +251,18 @@ class Doors:
         self._replaced: list[tuple[Any, str, Any]] = [
             *(
                 (module, "time", clock)
-                for module in (server, cluster, remote_actors, records_, groups, object_sharing, revival)
+                for module in (
+                    server,
+                    cluster,
+                    remote_actors,
+                    records_,
+                    groups,
+                    object_sharing,
+                    revival,
+                    replicated_tables,
+                )
             ),
+            (store_replica, "Random", lambda: Random(site.world.seed)),
             (server, "os", unix),
             (performer, "os", unix),
             (server, "signal", signals),
@@ -322,7 +342,16 @@ class Machine:
     def start(self, head: str) -> None:
         """Start the broker and join; raises what a real start would."""
         site = self.site
-        place = ClusterConfig(f"10.0.0.{self.index}", 7000 + self.index, head, "", self.version, site.node_timeout)
+        place = ClusterConfig(
+            f"10.0.0.{self.index}",
+            7000 + self.index,
+            head,
+            "",
+            self.version,
+            site.node_timeout,
+            head_grace=0.0 if head else site.head_grace,
+            replicas=1 if head else site.replicas,
+        )
         config = BrokerConfig(
             directory=site.directory,
             spill_directory=site.directory + "/none",

@@ -413,8 +413,8 @@ class Cluster:
             if reason:
                 self.links.send(node, pm.Rejected(reason), now)
                 return
-        if node in self.neighbours.dead:
-            return
+        if node in self.neighbours.dead and not isinstance(message, pm.Rejoin):
+            return  # (who asks to be taken back is told that it is dead)
         if node == self.head:
             if self.succession.is_replaced:
                 return  # it does not know yet that it is no head any more
@@ -481,6 +481,8 @@ class Cluster:
 
     def _join(self, node: bytes, message: pm.Join, now: float) -> None:
         info = message.info
+        if self.is_head and not self.succession.may_decide(now):
+            return  # it asks again
         try:
             if not self.is_head:
                 if self.succession.tell_head(node, now):
@@ -517,6 +519,8 @@ class Cluster:
     def _rejoin(self, node: bytes, message: pm.Rejoin, now: float) -> None:
         """A node that had lost this head, or its last life, comes back."""
         info = message.info
+        if self.is_head and not self.succession.may_decide(now):
+            return  # it asks again
         try:
             if not self.is_head:
                 if self.succession.tell_head(node, now):
@@ -617,7 +621,8 @@ class Cluster:
     # -- at the others ------------------------------------------------------------------------------------------------
 
     def _rejected(self, node: bytes, message: pm.Rejected, now: float) -> None:
-        if node in (self.head, _STAND_IN):
+        asked = self.watch.is_lost and (node in STAND_INS or self.succession.asks(node))
+        if asked or node in (self.head, _STAND_IN):
             self.follow(self.watch.refused(message.reason))
 
     def follow(self, actions: list[hw.Action]) -> None:

@@ -33,9 +33,11 @@ if TYPE_CHECKING:
 
 _INVITE_S: Final = 0.5
 """Seconds between two rounds of asking nodes to keep a copy."""
+_OTHERS: Final = 5
+"""Other members that a node asks for the head, beside those that keep the tables."""
 PORT_REFUSES: Final = "its broker is gone: its port refuses connections"
 _SUCCEEDED: Final = "another node has become the head"
-STAND_INS: Final = [bytes(15) + bytes((number,)) for number in range(1, 8)]
+STAND_INS: Final = [bytes(15) + bytes((number,)) for number in range(1, 16)]
 """Names for whoever is at an address at which a client asks for its head."""
 _MEND: Final = (
     "Most of the nodes that kept the cluster's tables are gone, or cannot be reached: without them no other node may become the head. "
@@ -256,15 +258,26 @@ class Succession:
             cluster.links.send(node, pm.HeadIs(self.epoch, member.info), now)
         return True
 
-    def ask(self, rejoin: pm.Rejoin, now: float) -> None:
-        """The head is gone: ask those that may be the head by now to take this node back."""
+    def _heirs(self) -> list[tuple[bytes, str]]:
+        """Who may be the head by now, or know it: id and host:port."""
         cluster, serving = self._cluster, self.serving
         if serving is None:
-            return
-        places = dict([*serving.chain, *serving.council])
+            return []
+        # All that kept the tables may have been replaced while this node was cut off.
+        members = [member.info for member in cluster.neighbours.members.values() if not member.info.is_client]
+        places = {info.id: info.address for info in members[:_OTHERS]}
+        places.update([*serving.chain, *serving.council])
         if self._new_head is not None:
             places[self._new_head.id] = self._new_head.address
-        others = [(node, where) for node, where in places.items() if node not in (cluster.own, cluster.head) and where]
+        return [(node, where) for node, where in places.items() if node not in (cluster.own, cluster.head) and where]
+
+    def asks(self, node: bytes) -> bool:
+        """Whether this node asks that one to take it back when its head is gone."""
+        return any(node == heir for heir, _ in self._heirs())
+
+    def ask(self, rejoin: pm.Rejoin, now: float) -> None:
+        """The head is gone: ask those that may be the head by now to take this node back."""
+        cluster, others = self._cluster, self._heirs()
         if not cluster.is_client:
             for node, where in others:
                 if node not in cluster.neighbours.dead:
