@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ def membership_costs(out: Any, into: Any, sizes: tuple[int, ...]) -> list[dict[s
                 head, kept = scale_model.head_load(nodes, 2)
                 node = scale_model.node_load(nodes, kept, head.beat)
             row["before"] = _costs(head, node, out, into)
+        gc.collect()
         rows.append(row)
         print(f"# membership of {nodes} nodes: {row}", flush=True)
     return rows
@@ -99,7 +101,11 @@ def one_driver(times: Any, quick: bool) -> list[dict[str, Any]]:
 
     found = []
     for nodes in DRIVEN[:4] if quick else DRIVEN:
-        run = scale_model.one_driver(nodes, times, 10_000 if quick else 40_000, MANY_IN_FLIGHT)
+        runs = []
+        for _ in range(1 if quick else 3):  # the fastest is the one that strangers disturbed least
+            gc.collect()
+            runs.append(scale_model.one_driver(nodes, times, 10_000 if quick else 40_000, MANY_IN_FLIGHT))
+        run = max(runs, key=lambda one: one.rate)
         found.append({**dataclasses.asdict(run), "rate": run.rate, "saturated": saturated(run)})
         print(f"# one driver, {nodes} nodes: {run.rate:.0f} tasks a second, {found[-1]['saturated']}", flush=True)
     return found
@@ -107,7 +113,7 @@ def one_driver(times: Any, quick: bool) -> list[dict[str, Any]]:
 
 def saturated(run: Any) -> str:
     """Which component is busiest, and how busy."""
-    shares = {"driver": run.driver, "its broker": run.broker, "another broker": run.others}
+    shares = {"driver": run.driver, "its broker": min(1.0, run.broker), "another broker": min(1.0, run.others)}
     name = max(shares, key=lambda one: shares[one])
     return f"{name} {shares[name]:.0%} busy" if shares[name] > 0.5 else "nothing: tasks wait for workers and links"
 
@@ -158,6 +164,8 @@ def main() -> None:
     chosen = parser.parse_args()
     facts = timing.machine_facts()
     from . import scale_model
+
+    gc.disable()  # as brokers do; else what else is in this process would be collected on their time
 
     out, into = scale_costs.link_costs()
     task = min((scale_costs.task_cost() for _ in range(1 if chosen.quick else 5)), key=lambda cost: cost.processor)

@@ -54,6 +54,8 @@ class Invariants:
         self.crashing: set[bytes] = set()
         """Actors that calls make crash."""
         self.let_go: set[bytes] = set()
+        self.inner: set[bytes] = set()
+        """Results of calls that tasks made, and drivers found in boxes."""
         self.actors: dict[bytes, tuple[ActorSpec, Plan, tuple[bytes, ...]]] = {}
         self.callers: dict[bytes, tuple[bytes, int, int]] = {}
         """Of each call: actor, caller, number."""
@@ -120,7 +122,7 @@ class Invariants:
     def look(self) -> None:
         """What must hold at every moment."""
         for machine in self.site.machines:
-            if machine.alive and hasattr(machine, "broker"):
+            if machine.alive:
                 self._look_at(machine)
             else:
                 self.died(machine)
@@ -173,6 +175,7 @@ class Invariants:
             inner = entry.list[0].binary()
             driver.held[inner] = driver.reference(inner)
             self.known[inner] = Known(known.plan.children[0], ())
+            self.inner.add(inner)
             return inner
         return b""
 
@@ -216,14 +219,7 @@ class Invariants:
 
     def _is_cancelled(self, name: bytes) -> bool:
         """Whether somebody cancelled it, or (recursively) what made it."""
-        if with_index(name, 0) in self.cancelled:
-            return True
-        return bool(self.cancelled) and name not in self.direct
-
-    @property
-    def direct(self) -> set[bytes]:
-        """Results of calls that drivers made themselves."""
-        return {name for name, known in self.known.items() if known.plan is not None}
+        return with_index(name, 0) in self.cancelled or (bool(self.cancelled) and name in self.inner)
 
     def _reasons(self, plan: Plan, actor: bytes) -> set[str]:
         found: set[str] = set()

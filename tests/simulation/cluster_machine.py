@@ -329,6 +329,8 @@ class Machine:
         self.by_handle: dict[int, Process] = {}
         self.next_handle = BROKER
         self.alive = False
+        self.serving = False
+        """It has joined, and its loop runs."""
         self.paused = False
         self.verdict = ""
         """Why it ended."""
@@ -376,6 +378,7 @@ class Machine:
         except BaseException:
             self.die("it could not join")
             raise
+        self.serving = True
         self.kick()
 
     def open_sockets(self, own: bytes) -> SimPeerSockets:
@@ -421,7 +424,7 @@ class Machine:
         if due != self._due or not self.alive:
             return
         self._due = float("inf")
-        if self.paused or not hasattr(self, "broker"):
+        if self.paused or not self.serving:
             return
         broker = self.broker
         broker.round(0.0)

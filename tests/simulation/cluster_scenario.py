@@ -208,7 +208,7 @@ class Trouble:
         if rng.random() < 0.15:
             self._later(rng.uniform(0.0, 0.5), self.join_with_another_version)
         # Whatever was lost: in the end there is room for all that waits.
-        if not scenario.gentle or not any(m.resources.get("wheels") for m in self.site.machines):
+        if not scenario.gentle or not any(m.alive and m.resources.get("wheels") for m in self.site.machines):
             self._later(8.0, self.help)
 
     def _later(self, seconds: float, act: Callable[[], None]) -> None:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import collections
 import enum
+import math
 from typing import Final
 
 import msgspec
@@ -78,8 +79,8 @@ class NodeLoad(msgspec.Struct, frozen=True, array_like=True):
 
 
 def beat_seconds(nodes: int) -> float:
-    """Return the seconds between two beats of each node in a cluster of so many."""
-    return max(BEAT_S, nodes / BEATS_A_SECOND)
+    """Return the seconds between two beats of each node in a cluster of so many: a multiple of `BEAT_S`."""
+    return BEAT_S * max(1, math.ceil(nodes / BEATS_A_SECOND / BEAT_S))
 
 
 class State(enum.IntEnum):
