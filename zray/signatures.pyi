@@ -199,6 +199,7 @@ class _OfFunctions(TypedDict, total=False):
     _generator_backpressure_num_objects: int | None
 
 class _OfActors(TypedDict, total=False):
+    checkpoint_every: int | None
     max_restarts: int | None
     max_task_retries: int | None
     max_concurrency: int | None
