@@ -20,6 +20,7 @@ from zray.broker.cluster import Cluster
 from zray.broker.dispatch import Dispatcher
 from zray.broker.lending import Lending
 from zray.broker.links import Links
+from zray.broker.locations import Locations
 from zray.broker.membership import Change, Membership, Neighbours, State
 from zray.broker.object_exchange import ObjectExchange
 from zray.broker.object_sharing import ObjectSharing
@@ -290,7 +291,7 @@ def values_that_are_made_later_are_not_told_of(patch: pytest.MonkeyPatch) -> Non
 
 @fault
 def a_loan_that_comes_back_ends_the_pull_of_the_value(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(SimTransfer, "pulling", lambda self, name: False)
+    patch.setattr(Locations, "wanted", lambda self, name: False)
 
 
 @fault

@@ -263,6 +263,11 @@ class Invariants:
 
     # -- when all programs have ended ----------------------------------------------------------------------------------
 
+    def all_acknowledged(self) -> bool:
+        """No frame is under way just now. (Some are sent now and then, whatever happens.)"""
+        clusters = [machine.broker.cluster for machine in self.site.machines if machine.alive]
+        return not any(link.unacked for cluster in clusters if cluster for link in cluster.links._links.values())
+
     def programs_ended(self) -> None:
         """All handles are gone: so is everything they stood for, on every node."""
         self.look()

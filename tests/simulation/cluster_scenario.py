@@ -108,6 +108,7 @@ class Scenario:
         self._until(lambda: self.playing == 0, PATIENCE)
         while trouble.waits or world.now < trouble.over_at + QUIET:
             self._until(lambda: False, 1.0, quiet=True)
+        self._until(self.checker.all_acknowledged, 2.0, quiet=True)
         self.checker.programs_ended()
         for driver in self.drivers:
             if driver.alive and driver.machine.alive:
@@ -368,7 +369,8 @@ class Play:
         while self.refs:
             some = self.refs[:40]
             del self.refs[:40]
-            yield Get(some)
+            while not all(driver.store.sealed(ref) for ref in some):  # an error of the system may be taken back
+                yield Get(some)
             for ref in some:
                 inner = self.checker.result(driver, ref)
                 if inner:

@@ -308,6 +308,10 @@ class SimStore:
         """Is it sealed?"""
         return ref.entry.state == STATE_SEALED
 
+    def sealed(self, object_id: bytes) -> bool:
+        """Is there a value, or an error?"""
+        return self.entries[object_id].state == STATE_SEALED
+
     def describe(self, ref: Ref) -> tuple[int, int, int, int, int]:
         """(state, attempt, kind, flags, size)."""
         entry = ref.entry
