@@ -16,8 +16,9 @@ from zray import api
 from zray.cluster_utils import Cluster
 
 WAYS: Final = ("head", "tunnel", pytest.param("outside", marks=pytest.mark.soak))
+MOSTLY_AT_HEAD: Final = ("head", *(pytest.param(way, marks=pytest.mark.soak) for way in ("tunnel", "outside")))
 """head: a driver on the head. tunnel: a client, to which one port is everything that it has of the cluster. outside: a client without a
-tunnel (which differs so little that the long run is enough)."""
+tunnel (which differs so little that the long run is enough). Tests of actors go all ways in the long run only: that of tasks shows the way."""
 
 
 class ReachedCluster(Cluster):

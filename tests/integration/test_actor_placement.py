@@ -10,7 +10,7 @@ import pytest
 
 import zray
 from tests.helpers import query, wait_for
-from tests.reach import ReachedCluster
+from tests.reach import MOSTLY_AT_HEAD, ReachedCluster
 from zray import exceptions
 
 if TYPE_CHECKING:
@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 
 THERE = {"wheels": 1}
 """What the first node, where the driver is if it is not outside, does not have."""
+
+
+@pytest.fixture(params=MOSTLY_AT_HEAD)
+def way(request: pytest.FixtureRequest) -> str:
+    """How the driver reaches the cluster."""
+    return str(request.param)
 
 
 @pytest.fixture

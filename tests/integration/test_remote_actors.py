@@ -12,7 +12,7 @@ import pytest
 
 import zray
 from tests.helpers import query, wait_for
-from tests.reach import ReachedCluster
+from tests.reach import MOSTLY_AT_HEAD, ReachedCluster
 from zray import exceptions
 
 if TYPE_CHECKING:
@@ -22,6 +22,12 @@ if TYPE_CHECKING:
 
 THERE = {"wheels": 1}
 """What only the second node has."""
+
+
+@pytest.fixture(params=MOSTLY_AT_HEAD)
+def way(request: pytest.FixtureRequest) -> str:
+    """How the driver reaches the cluster."""
+    return str(request.param)
 
 
 @pytest.fixture
