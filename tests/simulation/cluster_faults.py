@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from tests.simulation.cluster_transfer import SimTransfer
-from zray.broker import membership
+from zray.broker import actions, membership
 from zray.broker import peer_messages as pm
 from zray.broker.actor_events import ActorEvents
 from zray.broker.cluster import Cluster
@@ -25,6 +25,7 @@ from zray.broker.membership import Change, Membership, Neighbours, State
 from zray.broker.object_exchange import ObjectExchange
 from zray.broker.object_sharing import ObjectSharing
 from zray.broker.peers import Peer
+from zray.broker.performer import Performer
 from zray.broker.reliable import HEADER_BYTES, Received, ReliableLink
 from zray.broker.remote_actors import RemoteActors
 from zray.broker.remote_tasks import RemoteTasks
@@ -380,6 +381,36 @@ def tasks_of_jobs_that_are_over_are_taken_in(patch: pytest.MonkeyPatch) -> None:
         "run",
         lambda original: lambda self, node, message: (self._over.clear(), original(self, node, message))[1],
     )
+
+
+@fault
+def calls_of_jobs_that_are_over_stay_under_way(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(RemoteTasks, "_end_calls", nothing)
+
+
+@fault
+def shapes_that_other_nodes_will_name_are_forgotten(patch: pytest.MonkeyPatch) -> None:
+    def forget(self: Performer, action: Any) -> None:
+        for key in action.shapes:
+            self.broker.shapes.pop(key, None)
+
+    def make(original: Any) -> Any:
+        def init(self: Performer, broker: Any) -> None:
+            original(self, broker)
+            self._do[actions.ForgetShapes] = lambda action: forget(self, action)
+
+        return init
+
+    wrap(patch, Performer, "__init__", make)
+
+
+@fault
+def what_a_dead_driver_had_not_sent_is_waited_for(patch: pytest.MonkeyPatch) -> None:
+    def died(self: Broker, number: int, job: Any) -> None:
+        self._end_job(number, "the driver has died")
+        self.store.reap(job.process)
+
+    patch.setattr(Broker, "_driver_died", died)
 
 
 @fault

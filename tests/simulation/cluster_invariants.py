@@ -340,7 +340,6 @@ class Invariants:
             for what, found in {
                 "jobs": node.jobs.jobs,
                 "workers": node.pool.workers,
-                "shapes": node.tasks.shapes,
                 "processes": node.by_process,
             }.items():
                 assert not found, f"{machine}: {what} are left when all jobs are over: {list(found)[:3]}"

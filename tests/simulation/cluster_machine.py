@@ -407,6 +407,7 @@ class Machine:
         self.next_handle += 1
         self.by_handle[self.next_handle] = process
         self.store.living.add(self.next_handle)
+        self.store.entered.append(self.next_handle)
         return self.next_handle
 
     # -- the loop ------------------------------------------------------------------------------------------------------

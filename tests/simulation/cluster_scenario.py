@@ -366,6 +366,9 @@ class Play:
         for _ in range(rng.randint(2, 9)):
             act = rng.choices(list(self.ACTS), list(self.ACTS.values()))[0]
             yield from getattr(self, act)()
+        if rng.random() < 0.12:
+            self.leave_at_once()
+            return
         while self.refs:
             some = self.refs[:40]
             del self.refs[:40]
@@ -380,6 +383,16 @@ class Play:
             self.checker.let_go.add(actor)
         driver.held.clear()
         driver.actor_links.clear()
+        self.scenario.lost(driver)
+
+    def leave_at_once(self) -> None:
+        """End, in one of two ways, while calls are under way: nobody waits for them any more."""
+        driver = self.driver
+        if self.rng.random() < 0.5:
+            driver.tell(wire.Goodbye(driver.handle, driver.job))
+            driver.exit(0)
+        else:
+            driver.kill()
         self.scenario.lost(driver)
 
     def hello(self) -> Program:

@@ -88,6 +88,8 @@ class SimStore:
         self.zombies: dict[bytes, None] = {}
         self.living: set[int] = {BROKER}
         self.reaped: set[int] = set()
+        self.entered: list[int] = []
+        """All processes that ever were, but the broker."""
         self.words: dict[tuple[int, int], int] = {}
         self.closed = False
         self.on_reap: Callable[[int], None] = lambda process: None
@@ -348,8 +350,11 @@ class SimStore:
         return True
 
     def sweep(self) -> int:
-        """Nothing to do: every exit is reported."""
-        return 0
+        """Reap whoever is dead and was not reaped yet."""
+        dead = [process for process in self.entered if process not in self.living and process not in self.reaped]
+        for process in dead:
+            self.reap(process)
+        return len(dead)
 
     def expected(self, process: int) -> int:
         """Entries that this process must seal."""

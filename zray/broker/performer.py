@@ -456,8 +456,10 @@ class Performer:
             self._signal(number, task)
 
     def forget_shapes(self, action: a.ForgetShapes) -> None:
+        # In a cluster other nodes say once what a shape is, and name it ever after.
+        shapes = self.broker.shapes if self.broker.cluster is None else {}
         for key in action.shapes:
-            if self.broker.shapes.pop(key, None) is not None:
+            if shapes.pop(key, None) is not None:
                 self.broker.records.shape_forgotten(key)
 
     def record_event(self, action: a.RecordEvent) -> None:

@@ -101,7 +101,7 @@ class RemoteActors:
             message = msgspec.structs.replace(
                 message, checkpoint=log.checkpoint, number=log.number, logged=logged, unsealed=list(log.unsealed)
             )
-        self._tasks.note_away(action.node, spec.creation.id, answers)
+        self._tasks.note_away(action.node, spec.creation.id, answers, spec.job)
         self._cluster.send(action.node, message)
 
     def kill_at(self, action: a.KillAt) -> None:

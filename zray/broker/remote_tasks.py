@@ -57,15 +57,27 @@ class _Guest:
         """What it needs. New results hold this as well; those that were known before do not."""
 
 
+def _specs(message: Wrapped) -> list[TaskSpec]:
+    """The tasks and calls in a message."""
+    if isinstance(message, pm.RunTasks):
+        return message.tasks
+    if isinstance(message, pm.CallActorAway):
+        return message.calls
+    if isinstance(message, pm.HostActor):
+        return [message.spec.creation, *message.logged, *message.replay]
+    return [message.spec.creation]
+
+
 class _Away:
     """A call that was sent to an actor on another node."""
 
-    __slots__ = ("actor", "call", "num_returns")
+    __slots__ = ("actor", "call", "job", "num_returns")
 
-    def __init__(self, actor: bytes, call: TaskSpec, num_returns: int) -> None:
+    def __init__(self, actor: bytes, call: TaskSpec, num_returns: int, job: int) -> None:
         self.actor = actor
         self.call = call
         self.num_returns = num_returns
+        self.job = job
 
 
 class RemoteTasks:
@@ -187,14 +199,14 @@ class RemoteTasks:
         (node, job, actor, calls), self._packed = self._packed, None
         spec = self._broker.job_specs[job]
         shapes, lent = self.wrap(node, spec.number, calls)
-        self.note_away(node, actor, calls)
+        self.note_away(node, actor, calls, job)
         self._cluster.send(node, pm.CallActorAway(spec, self.home_of(spec.number), actor, shapes, calls, lent))
 
-    def note_away(self, node: bytes, actor: bytes, calls: list[TaskSpec]) -> None:
-        """These calls are about to be sent to a node."""
+    def note_away(self, node: bytes, actor: bytes, calls: list[TaskSpec], job: int) -> None:
+        """These calls of a job are about to be sent to a node."""
         under_way = self._away.setdefault(node, {})
         for call in calls:
-            under_way[call.id] = _Away(actor, call, self._broker.shapes[call.shape].num_returns)
+            under_way[call.id] = _Away(actor, call, self._broker.shapes[call.shape].num_returns, self.driver_job(job))
 
     def keeps(self, call: bytes) -> bool:
         """Whether a call is under way to another node: its end will be told."""
@@ -267,9 +279,15 @@ class RemoteTasks:
         self._admit(message)
         for shape in message.shapes:
             broker.shapes[shape.key] = shape
-        if message.shapes:
-            broker.records.shapes_defined(message.shapes)
-            broker.tell(e.ShapesDefined(message.shapes))
+        # The scheduler may have forgotten shapes of jobs that are over; the other node does not say again what it said once.
+        known = broker.scheduler.node.tasks.shapes
+        forgotten = {spec.shape for spec in _specs(message) if spec.shape not in known} - {
+            s.key for s in message.shapes
+        }
+        shapes = [*message.shapes, *(broker.shapes[key] for key in sorted(forgotten) if key in broker.shapes)]
+        if shapes:
+            broker.records.shapes_defined(shapes)
+            broker.tell(e.ShapesDefined(shapes))
         places = message.places if isinstance(message, pm.RunTasks) else []
         return {ref.binary(): ref for ref in self._sharing.borrow(node, message.lent, places)}
 
@@ -435,6 +453,18 @@ class RemoteTasks:
         for number in (GUEST_BIT | job, job):
             if number in self._broker.job_specs:
                 self._broker.tell(e.JobEnded(number, reason))
+        self._end_calls(job, reason)
+
+    def _end_calls(self, job: int, reason: str) -> None:
+        """A job is over: where its calls went nobody will tell of their ends."""
+        self.flush()
+        fields: dict[str, object] = {"message": f"The job of this call is over: {reason}"}
+        for calls in self._away.values():
+            for away in [away for away in calls.values() if away.job == job]:
+                del calls[away.call.id]
+                self._broker.performer.seal_error(
+                    a.SealError(away.call.id, away.num_returns, "TaskCancelledError", fields)
+                )
 
     def forget_code(self, job: int) -> None:
         """A job is over: no node keeps its code."""

@@ -550,6 +550,7 @@ class Broker:
     def _driver_died(self, number: int, job: Job) -> None:
         self._end_job(number, "the driver has died")
         self.store.reap(job.process)
+        self.unsent.died(job.process, time.monotonic())
 
     def _serve_fork_parent(self) -> None:
         reports = self.forks.reports()
