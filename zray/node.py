@@ -37,6 +37,10 @@ HEAD_GRACE_S: Final = 60.0
 """Seconds for which nodes outlive a head that has storage to come back with."""
 _SPAWN_S: Final = 0.5
 """Seconds that an interrupted start waits for its process, to end it."""
+_ALIVE: Final = "alive"
+"""File in a session's directory that is locked while the session lives."""
+_UNCLAIMED_S: Final = 60
+"""A session's directory without that file is being made, unless it has been so for longer."""
 _START: Final = "import sys; sys.path.insert(0, {parent!r}); from zray.broker.__main__ import main; main()"
 
 
@@ -62,10 +66,19 @@ def runtime_root() -> str:
     return chosen
 
 
+def claim_session(directory: str) -> int:
+    """Mark a session that is being made as alive for as long as the returned descriptor is open: a shared lock, which unlike a process id means
+    the same in every PID namespace that sees the directory. The file has its name when it is locked, never before, so nobody finds it free."""
+    path = os.path.join(directory, _ALIVE)
+    fd = os.open(path + ".new", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fcntl.flock(fd, fcntl.LOCK_SH)
+    os.rename(path + ".new", path)
+    return fd
+
+
 def hold_session(directory: str) -> int:
-    """Mark a session as alive for as long as the returned descriptor is open: a shared lock, which unlike a process id means the same in every
-    PID namespace that sees the directory."""
-    fd = os.open(os.path.join(directory, "alive"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    """Mark a session that somebody else has claimed, and holds, as alive for as long as the returned descriptor is open."""
+    fd = os.open(os.path.join(directory, _ALIVE), os.O_RDWR | os.O_CLOEXEC)
     fcntl.flock(fd, fcntl.LOCK_SH)
     return fd
 
@@ -74,11 +87,14 @@ def remove_stale_sessions(root: str) -> None:
     """Remove directories of sessions that nobody holds (their brokers were killed before they could)."""
     for entry in os.scandir(root):
         try:
-            fd = os.open(os.path.join(entry.path, "alive"), os.O_RDWR | os.O_CLOEXEC)
+            fd = os.open(os.path.join(entry.path, _ALIVE), os.O_RDWR | os.O_CLOEXEC)
         except OSError:
-            if time.time() - entry.stat(follow_symlinks=False).st_mtime < 60:
-                continue  # just being made
-            shutil.rmtree(entry.path, ignore_errors=True)
+            try:
+                made = entry.stat(follow_symlinks=False).st_mtime
+            except FileNotFoundError:  # its owner, or another new session, was faster
+                continue
+            if time.time() - made >= _UNCLAIMED_S:
+                shutil.rmtree(entry.path, ignore_errors=True)
             continue
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -376,7 +392,7 @@ def start(settings: NodeSettings, driver_pid: int, cluster: ClusterSettings | No
         undo.callback(shutil.rmtree, directory, ignore_errors=True)
         os.mkdir(directory, 0o700)
         os.mkdir(os.path.join(directory, "logs"), 0o700)
-        alive = hold_session(directory)
+        alive = claim_session(directory)
         undo.callback(os.close, alive)
         os.makedirs(spill_directory, 0o700)
         place = None if cluster is None else _place(cluster, directory)

@@ -343,8 +343,14 @@ class Submitter:
         """Keep a link; now and then let go of those whose actor is gone, with their connections."""
         self._links_in_use[link.actor] = link
         if len(self._links_in_use) >= self._links_swept_at:
-            self._links_in_use = {actor: one for actor, one in [*self._links_in_use.items()] if not one.is_over()}
-            self._links_swept_at = 2 * len(self._links_in_use) + _LINKS_UNSWEPT
+            in_use: dict[bytes, ActorLink] = {}
+            for actor, one in [*self._links_in_use.items()]:
+                if not one.is_over():
+                    in_use[actor] = one
+                else:
+                    one.close()
+            self._links_in_use = in_use
+            self._links_swept_at = 2 * len(in_use) + _LINKS_UNSWEPT
 
     def define_at_broker(self, shape: CallShape) -> None:
         """Make sure the broker knows a shape (callers hold the lock)."""
@@ -497,6 +503,8 @@ class ActorLink:
                     except _store.TargetGone:  # who comes to the first finds the others
                         refs.append(submitter.expect(further, 0, None, None, site))
                 number = self.sequence = spec.sequence
+                if number == 1:  # from now on the actor knows the numbers of this process, or will
+                    submitter._links_in_use[self.actor] = self
                 if max_pending > 0 and not self.process:
                     self._unfinished.append(_store.with_index(task, 1))
                 self._route(shape, spec, body, refs)
@@ -620,20 +628,21 @@ class ActorLink:
         self._look_up()
 
     def is_over(self) -> bool:
-        """Whether nobody would miss this link but the handles that have it: none is left anywhere, or nothing was sent to a
-        process that lives or may yet."""
-        if self.session.store.reference(self.actor) is None:
-            return True
+        """Whether nobody would miss this link but the handles that have it: nothing was numbered for a process that lives
+        or may yet. That no handle is left on this node is no sign: it may live on another one's, and come back to this process."""
         if not self.process and self.known_dead is None:
             self._look_up()
         if self.process and not self.session.store.alive(self.process):
             self._died()
-        return (
-            not self.process
-            and not self._calls
-            and not self._for_broker
-            and (self.sequence == 0 or self.known_dead is not None)
-        )
+        if self.process or self._calls or self._for_broker:
+            return False
+        return self.sequence == 0 or self.known_dead is not None or self.session.store.reference(self.actor) is None
+
+    def close(self) -> None:
+        """Let go of the connection. The link itself goes on, and connects anew when it is used."""
+        if self.worker:
+            self.session.drop_peer(self.worker)
+            self.submitter._known.pop(self.worker, None)
 
     def kill(self, no_restart: bool) -> None:
         """Have the incarnation that this link knows killed; no later call of this process gets there before the request."""

@@ -727,6 +727,42 @@ def test_killed_actors_leave_nothing_behind() -> None:
     wait_for(lambda: query("statistics")["entries"] < before + 75, what="the entries of killed actors have gone")
 
 
+def test_a_handle_that_comes_back_goes_on_with_the_numbers_of_its_process() -> None:
+    @zray.remote(num_cpus=0)
+    class Slow:
+        def __init__(self) -> None:
+            self.calls = 0
+            time.sleep(0.05)
+
+        def count(self) -> int:
+            self.calls += 1
+            return self.calls
+
+    # Connections of no more use are looked for when there are many, at a moment when the newest actor does not live yet.
+    for index in range(40):
+        actor = Slow.options(name=f"slow {index}").remote()
+        first = actor.count.remote()
+        del actor
+        again = zray.get_actor(f"slow {index}")
+        assert zray.get([first, again.count.remote()], timeout=30) == [1, 2]
+        del first, again
+
+
+def test_connections_of_actors_that_are_gone_are_closed() -> None:
+    from zray import api
+
+    @zray.remote(num_cpus=0)
+    class Short:
+        def value(self) -> int:
+            return 1
+
+    for _ in range(60):
+        actor = Short.remote()
+        assert [zray.get(actor.value.remote()) for _ in range(2)] == [1, 1]  # the second goes straight to the actor
+        del actor
+    assert len(api.current_session().peers) < 40
+
+
 def test_get_if_exists_just_after_the_last_handle_went() -> None:
     @zray.remote(num_cpus=0)
     class Named:
