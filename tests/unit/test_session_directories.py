@@ -29,7 +29,7 @@ def test_only_what_nobody_holds_is_removed(tmp_path: Path) -> None:
         os.close(gone)
     node.remove_stale_sessions(str(tmp_path))
     assert sorted(os.listdir(tmp_path)) == ["held", "living", "new"]
-    assert (living / "logs").exists() and (held / "logs").exists() and (new / "logs").exists()
+    assert all((directory / "logs").exists() for directory in (living, held, new))
     os.close(broker)
     os.close(owners[0])
     node.remove_stale_sessions(str(tmp_path))
