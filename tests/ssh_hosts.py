@@ -18,24 +18,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from tests.helpers import PROJECT, RUNTIME, processes_under, wait_for
+from tests.namespaces import SSHD
 
 _NETWORK: Final = "10.213.77"
 _PORT: Final = 2222
-_SSHD: Final = "/usr/sbin/sshd"
-
-
-def missing() -> str:
-    """Return why there can be no such hosts here; empty: there can."""
-    if os.geteuid() != 0:
-        return "needs root, for network namespaces"
-    for program in ("ip", "ssh", "ssh-keygen", _SSHD, "mount"):
-        if shutil.which(program) is None:
-            return f"needs {program}: .ci/ssh-hosts installs it"
-    name = f"zt{os.getpid()}-try"
-    if subprocess.run(["ip", "netns", "add", name], capture_output=True, check=False).returncode:
-        return "this machine allows no network namespaces"
-    subprocess.run(["ip", "netns", "del", name], check=True)
-    return ""
 
 
 def _run(*command: str) -> str:
@@ -78,7 +64,7 @@ class SshHost:
             f"UseDNS no\nSetEnv {' '.join(f'{name}={value}' for name, value in given.items())}\n"
         )
         # sshd wants an empty /run/sshd: in a mount namespace of its own (`ip netns exec` makes one) it can have that.
-        inner = f"mount -t tmpfs tmpfs /run && mkdir -m 755 /run/sshd && exec {_SSHD} -D -e -f {config}"
+        inner = f"mount -t tmpfs tmpfs /run && mkdir -m 755 /run/sshd && exec {SSHD} -D -e -f {config}"
         log = (self.place / "sshd.log").open("wb")
         with log:
             self._sshd = subprocess.Popen(

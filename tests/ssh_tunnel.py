@@ -7,29 +7,12 @@ sshd in it through a pipe (`ProxyCommand`), as it would through a jump host, and
 from __future__ import annotations
 
 import os
-import shutil
 import socket
 import subprocess
 from pathlib import Path
-from typing import Final
 
 from tests.helpers import wait_for
-
-_SSHD: Final = "/usr/sbin/sshd"
-
-
-def missing() -> str:
-    """Return why there can be no such place here; empty: there can."""
-    if os.geteuid() != 0:
-        return "needs root, for a network namespace"
-    for program in ("ip", "ssh", "ssh-keygen", _SSHD, "mount"):
-        if shutil.which(program) is None:
-            return f"needs {program}"
-    name = f"zc{os.getpid()}-try"
-    if subprocess.run(["ip", "netns", "add", name], capture_output=True, check=False).returncode:
-        return "this machine allows no network namespaces"
-    subprocess.run(["ip", "netns", "del", name], check=True)
-    return ""
+from tests.namespaces import SSHD
 
 
 def _run(*command: str) -> None:
@@ -56,7 +39,7 @@ class Namespace:
         host_key = (directory / "host_key.pub").read_text()
         (directory / "known_hosts").write_text(f"inside {host_key}")
         # sshd wants an empty /run/sshd: in a mount namespace of its own (`ip netns exec` makes one) it can have that.
-        inner = f"mount -t tmpfs tmpfs /run && mkdir -m 755 /run/sshd && exec {_SSHD} -i -f {config}"
+        inner = f"mount -t tmpfs tmpfs /run && mkdir -m 755 /run/sshd && exec {SSHD} -i -f {config}"
         entry = directory / "enter"
         entry.write_text(f"#!/bin/sh\nexec ip netns exec {self.name} sh -c '{inner}'\n")
         entry.chmod(0o700)

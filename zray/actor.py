@@ -15,6 +15,7 @@ from zray import _store, api, errors, options, resources, signatures, wire
 from zray.actor_runtime import is_asynchronous
 from zray.call_signature import Signature, signature_of
 from zray.execution import ActorExitRequested
+from zray.ids import ActorId
 from zray.remote_function import Code, call_site, captured_shape, make_shape
 from zray.submission import pack_call
 from zray.task import ACTOR_CREATION, ACTOR_METHOD, ActorSpec, CallShape, TaskSpec
@@ -366,30 +367,3 @@ class ActorHandle(Generic[T_co]):
         if shape.num_returns == 1:
             return refs[0]
         return refs if shape.num_returns else None
-
-
-class ActorId:
-    """An actor's id as programs written for Ray use it."""
-
-    __slots__ = ("_bytes",)
-
-    def __init__(self, data: bytes) -> None:
-        self._bytes = data
-
-    def binary(self) -> bytes:
-        return self._bytes
-
-    def hex(self) -> str:
-        return self._bytes.hex()
-
-    def is_nil(self) -> bool:
-        return not any(self._bytes)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, ActorId) and other._bytes == self._bytes
-
-    def __hash__(self) -> int:
-        return hash(self._bytes)
-
-    def __repr__(self) -> str:
-        return f"ActorID({self.hex()})"

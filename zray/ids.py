@@ -155,3 +155,50 @@ def from_hex(text: str) -> bytes:
     if len(found) != ID_SIZE:
         raise ValueError(f"not an id: {text!r} (expected {2 * ID_SIZE} hexadecimal digits)")
     return found
+
+
+class PublicId:
+    """An id as programs written for Ray use it; its kinds differ, and ids of two kinds are never equal."""
+
+    __slots__ = ("_bytes",)
+
+    name = "ID"
+    """What its text calls it."""
+
+    def __init__(self, data: bytes) -> None:
+        self._bytes = data
+
+    def binary(self) -> bytes:
+        """Return its bytes."""
+        return self._bytes
+
+    def hex(self) -> str:
+        """Return its bytes as text."""
+        return self._bytes.hex()
+
+    def is_nil(self) -> bool:
+        """Whether it names nothing."""
+        return not any(self._bytes)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, PublicId) and type(other) is type(self) and other._bytes == self._bytes
+
+    def __hash__(self) -> int:
+        return hash(self._bytes)
+
+    def __repr__(self) -> str:
+        return f"{self.name}({self.hex()})"
+
+
+class ActorId(PublicId):
+    """An actor's id."""
+
+    __slots__ = ()
+    name = "ActorID"
+
+
+class PlacementGroupId(PublicId):
+    """A placement group's id."""
+
+    __slots__ = ()
+    name = "PlacementGroupID"

@@ -94,7 +94,7 @@ def test_kill_9_of_driver_and_broker(program: Callable[..., Program]) -> None:
     os.kill(int(running.wait_line("broker ")), signal.SIGKILL)
     os.kill(running.pid, signal.SIGKILL)
     running.finish()
-    wait_for(lambda: not running.processes(), WITHIN, f"no process is left: {running.processes()}")
+    wait_for(lambda: not running.processes(), WITHIN, "no process is left")
     # Nobody was left to remove the directory: the next session of this user does.
     (stale,) = running.sessions()
     environment = {**os.environ, "ZRAY_RUNTIME_DIR": running.runtime}
@@ -115,6 +115,19 @@ zray.shutdown()
     )
     assert done.returncode == 0, done.stderr
     running.wait_nothing_left(WITHIN)
+
+
+def test_kill_9_of_a_broker_that_has_not_heard_of_an_exit(program: Callable[..., Program]) -> None:
+    running = start(program, "print('actor', pids[0], flush=True); time.sleep(1000)")
+    actor = int(running.wait_line("actor "))
+    broker = int(running.wait_line("broker "))
+    os.kill(broker, signal.SIGSTOP)
+    os.kill(actor, signal.SIGKILL)
+    wait_for(lambda: not os.path.exists(f"/proc/{actor}"), 20, "the exit is reported")
+    os.kill(broker, signal.SIGKILL)
+    os.kill(running.pid, signal.SIGKILL)
+    running.finish()
+    wait_for(lambda: not running.processes(), WITHIN, "no process is left")
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 import zray
-from tests import ssh_tunnel
+from tests import namespaces, ssh_tunnel
 from tests.helpers import PROJECT, RUNTIME, Program, Tally, alive, query, wait_for
 from tests.tcp_relay import Relay
 from zray import api, exceptions
@@ -304,7 +304,7 @@ cluster.shutdown()
 @pytest.fixture
 def far_cluster(tmp_path: Path) -> Iterator[tuple[str, str]]:
     """Address and key of a cluster in a network of its own; what is yielded is a tunnel's end and the key file."""
-    why_not = ssh_tunnel.missing()
+    why_not = namespaces.missing()
     if why_not:
         pytest.skip(why_not)
     place = ssh_tunnel.Namespace(tmp_path, ["10.213.99.1", "10.213.99.2"])

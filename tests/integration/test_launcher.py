@@ -24,18 +24,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
-from tests import ssh_hosts
+from tests import namespaces
 from tests.helpers import PROJECT, SLACK, alive, stop, wait_for
+from tests.ssh_hosts import SshNetwork
 from zray.launcher import bootstrap
 from zray.launcher.facts import Chatter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from tests.ssh_hosts import SshNetwork
 
 pytest.importorskip("yaml", reason="PyYAML is not installed (extra: cluster)")
-_MISSING = ssh_hosts.missing()
+_MISSING = namespaces.missing()
 needs_hosts = pytest.mark.skipif(bool(_MISSING), reason=_MISSING)
 pytestmark = [pytest.mark.slow]
 
@@ -132,7 +132,7 @@ def make_lab(network: SshNetwork, name: str, *hosts: str, **more: Any) -> Lab:
 @pytest.fixture(scope="module")
 def network() -> Iterator[SshNetwork]:
     """Hosts: three good ones (beta's shell chatters), one that does not take the key, one without Python, one that is mute."""
-    made = ssh_hosts.SshNetwork()
+    made = SshNetwork()
     try:
         for name in GOOD:
             made.add(name).start()
@@ -342,7 +342,7 @@ def test_logs_of_nodes_name_host_and_file(lab: Lab, tmp_path: Path) -> None:
 
 
 @needs_hosts
-@pytest.mark.skipif(shutil.which("rsync") is None, reason="rsync is not installed: .ci/ssh-hosts installs it")
+@pytest.mark.skipif(shutil.which("rsync") is None, reason="rsync is not installed: .ci/packages installs it")
 def test_files_travel_both_ways(lab: Lab, tmp_path: Path) -> None:
     here = tmp_path / "some data"
     here.mkdir()

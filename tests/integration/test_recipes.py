@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests import ssh_hosts
+from tests import namespaces
 from tests.helpers import PROJECT, RUNTIME, SLACK, processes_under, wait_for
+from tests.ssh_hosts import SshNetwork
 from zray.launcher import templates
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.ssh_hosts import SshNetwork
 
 yaml = pytest.importorskip("yaml", reason="PyYAML is not installed (extra: cluster)")
-_MISSING = ssh_hosts.missing()
+_MISSING = namespaces.missing()
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(_MISSING), reason=_MISSING)]
 
 PROGRAM = """
@@ -57,7 +57,7 @@ exit $status
 @pytest.fixture
 def network() -> Iterator[SshNetwork]:
     """Three namespaces, nothing listens in them."""
-    made = ssh_hosts.SshNetwork()
+    made = SshNetwork()
     try:
         for name in ("head", "worker", "program"):
             made.add(name)

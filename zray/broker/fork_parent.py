@@ -8,6 +8,7 @@ all that they started, and goes. Should it be killed itself, its children die wi
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import os
@@ -92,22 +93,22 @@ def serve(channel: socket.socket, preload: list[str]) -> NoReturn:
     poller = select.poll()
     poller.register(channel.fileno(), select.POLLIN)
     poller.register(wake_read, select.POLLIN)
-    while True:
-        # Preloading waits until nobody waits for a worker; each module is followed by a look at the channel.
-        ready = dict(poller.poll(0 if pending_preload else None))
-        if channel.fileno() in ready:
-            packet = channel.recv(_PACKET)
-            if not packet:
-                _end()
-            _fork(channel, _decode_fork(packet), (wake_read, wake_write))
-        elif pending_preload and not ready:
-            _preload(pending_preload.pop(0))
-        if wake_read in ready:
-            os.read(wake_read, 4096)
-            try:
+    try:
+        while True:
+            # Preloading waits until nobody waits for a worker; each module is followed by a look at the channel.
+            ready = dict(poller.poll(0 if pending_preload else None))
+            if channel.fileno() in ready:
+                packet = channel.recv(_PACKET)
+                if not packet:
+                    _end()
+                _fork(channel, _decode_fork(packet), (wake_read, wake_write))
+            elif pending_preload and not ready:
+                _preload(pending_preload.pop(0))
+            if wake_read in ready:
+                os.read(wake_read, 4096)
                 _report_exits(channel)
-            except OSError:
-                _end()
+    except ConnectionError:  # not an end of file when the broker dies with reports unread
+        _end()
 
 
 def _end() -> NoReturn:
@@ -142,11 +143,15 @@ def _preload(module: str) -> None:
 def _report_exits(channel: socket.socket) -> None:
     while True:
         try:
-            pid, status, usage = os.wait4(-1, os.WNOHANG)
+            exited = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         except ChildProcessError:
             return
-        if pid == 0:
+        if exited is None:
             return
+        # What it has started goes with it, at once: the broker may not live to hear of this exit. Before it is reaped its id is nobody else's.
+        with contextlib.suppress(OSError):
+            os.killpg(exited.si_pid, signal.SIGKILL)
+        pid, status, usage = os.wait4(exited.si_pid, 0)
         _workers.discard(pid)
         channel.send(_encode(Exited(pid, os.waitstatus_to_exitcode(status), usage.ru_maxrss * 1024)))
 

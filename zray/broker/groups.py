@@ -8,7 +8,7 @@ the books of the node (`group_events`). A single machine is its own head.
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from zray.broker.membership import NodeInfo, NodeLoad
     from zray.broker.server import Broker
     from zray.placing import GroupSpec
+
+_UNSWEPT: Final = 64
+"""Waits for one group after which it is looked which of them nobody waits for any more."""
 
 
 class Groups:
@@ -86,7 +89,10 @@ class Groups:
     def await_ready(self, message: wire.AwaitGroup) -> None:
         """A process waits until a group is ready: its reply is sealed then."""
         table = self._broker.scheduler.node.bundles
-        self._waiters.setdefault(message.group, []).append(message)
+        waiters = self._waiters.setdefault(message.group, [])
+        if len(waiters) % _UNSWEPT == _UNSWEPT - 1:  # who has asked again and again has let go of the earlier questions
+            waiters[:] = [waiter for waiter in waiters if self._broker.store.reference(waiter.reply) is not None]
+        waiters.append(message)
         placed = table.placed.get(message.group)
         if message.group in table.gone:
             self._end_waits(message.group, table.gone[message.group])

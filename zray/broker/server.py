@@ -595,7 +595,6 @@ class Broker:
         self._by_pid.pop(report.pid, None)
         if worker is None:
             return
-        kill_group(report.pid)
         oom = self._killed_for_memory(report)
         self.deaths[number] = death_of(worker, report, oom, self.config.node[:8])
         if len(self.deaths) > _DEATHS_KEPT:

@@ -14,6 +14,7 @@ import msgspec
 from zray import api, errors, ids, placing, resources, serialization, wire
 from zray.gcs.client import GcsClient
 from zray.gcs.tables import GroupState, PlacementGroupRow
+from zray.ids import PlacementGroupId
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from zray.object_store import ObjectRef
     from zray.session import Session
 
+_ANSWER_S: Final = 0.1
+"""Seconds of waiting that may be too short for the broker's answer."""
 _MAX_NAME: Final = 180
 """Bytes in the name of a resource in a bundle: on nodes it bears the id of the group as well."""
 
@@ -79,7 +82,13 @@ class PlacementGroup:
         Raises:
             TaskPlacementGroupRemoved: the group was removed.
         """
-        ready, _ = api.wait([self.ready()], timeout=timeout_seconds)
+        asked = self.ready()
+        ready, _ = api.wait([asked], timeout=timeout_seconds)
+        if not ready and timeout_seconds < _ANSWER_S:
+            api.query(
+                "statistics"
+            )  # answered after the question before it: what the broker knows now is told however short the wait
+            ready, _ = api.wait([asked], timeout=0)
         if ready:
             api.get(ready[0])
         return bool(ready)
@@ -95,33 +104,6 @@ class PlacementGroup:
 
     def __repr__(self) -> str:
         return f"PlacementGroup({self._group.hex()}, {self.bundle_specs})"
-
-
-class PlacementGroupId:
-    """The id of a placement group, as programs written for Ray use it."""
-
-    __slots__ = ("_bytes",)
-
-    def __init__(self, data: bytes) -> None:
-        self._bytes = data
-
-    def binary(self) -> bytes:
-        return self._bytes
-
-    def hex(self) -> str:
-        return self._bytes.hex()
-
-    def is_nil(self) -> bool:
-        return not any(self._bytes)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, PlacementGroupId) and other._bytes == self._bytes
-
-    def __hash__(self) -> int:
-        return hash(self._bytes)
-
-    def __repr__(self) -> str:
-        return f"PlacementGroupID({self.hex()})"
 
 
 def placement_group(
