@@ -74,7 +74,7 @@ $(VENV)/.stamp-venv:
 	$(PIP) install "pip>=24" "setuptools>=77" "cython>=3.1"
 	@touch $@
 
-# The extensions are built beside their sources, and the editable installs below find them there.
+# The extensions are built beside their sources, and the editable installs below find them there (ZRAY_BUILT: they would compile them anew).
 $(VENV)/.stamp-build: $(VENV)/.stamp-venv $(SOURCES)
 	$(BIN)/python setup.py -q build_ext --inplace --parallel 2
 	@touch $@
@@ -82,8 +82,8 @@ $(VENV)/.stamp-build: $(VENV)/.stamp-venv $(SOURCES)
 # "compat" puts one directory on the path; the default is an import hook, for which every interpreter pays 10 ms. setuptools
 # means to drop the mode some day: then the default has to do.
 define editable
-$(PIP) install --no-build-isolation --config-settings editable_mode=compat -e $(1) \
-  || $(PIP) install --no-build-isolation -e $(1)
+ZRAY_BUILT=1 $(PIP) install --no-build-isolation --config-settings editable_mode=compat -e $(1) \
+  || ZRAY_BUILT=1 $(PIP) install --no-build-isolation -e $(1)
 endef
 
 $(VENV)/.stamp-install: $(VENV)/.stamp-venv pyproject.toml setup.py | $(VENV)/.stamp-build

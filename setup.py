@@ -5,7 +5,7 @@ which are ordinary annotated Python files compiled as they stand: with the compi
 interpreted, so tests and the simulator always exercise the code that ships.
 
 Switches (environment): ZRAY_SANITIZE=1 builds the store with ASan and UBSan, ZRAY_DEBUG=1 with assertions and crash points,
-ZRAY_COVERAGE=1 with gcov, ZRAY_PURE=1 leaves the machines uncompiled.
+ZRAY_COVERAGE=1 with gcov, ZRAY_PURE=1 leaves the machines uncompiled, ZRAY_BUILT=1 builds nothing: the extensions are in place.
 """
 
 from __future__ import annotations
@@ -47,6 +47,8 @@ def compile_flags() -> tuple[list[str], list[str]]:
 
 def extensions() -> list[Extension]:
     """Return the extension modules to build: the store, then the compiled machines that exist."""
+    if os.environ.get("ZRAY_BUILT"):
+        return []
     flags, link = compile_flags()
     found = [
         Extension(
