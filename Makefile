@@ -7,10 +7,12 @@
 # once. Others: build, lint, types, ctest, soak, chaos, bench, dist, clean.
 #
 # Variables: PYTHON (the interpreter that .venv is made with), TORCH (what the PyTorch tests run with; `make test TORCH=`
-# does without), PYTEST_ARGS, DEMO_ARGS, BENCH_ARGS, CHAOS_ARGS (--seconds 600 --seed N).
+# does without), TEST_PROCESSES (tests run in so many processes; 0: in one that a debugger can follow), PYTEST_ARGS, DEMO_ARGS,
+# BENCH_ARGS, CHAOS_ARGS (--seconds 600 --seed N).
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
+TEST_PROCESSES ?= 2
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
 BENCH_ARGS ?=
@@ -31,7 +33,7 @@ demo: build
 test: lint types pytest
 
 pytest: build $(VENV)/.stamp-test $(VENV)/.stamp-torch
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile $(PYTEST_ARGS)
 
 build: $(VENV)/.stamp-build $(VENV)/.stamp-install
 

@@ -257,7 +257,7 @@ def test_get_of_lists_and_tuples() -> None:
     assert zray.get([refs[0], refs[0]]) == [0, 0]
 
 
-@pytest.mark.parametrize("wrong", [5, "x", None, [1], {"a": 1}, object()], ids=str)
+@pytest.mark.parametrize("wrong", [5, "x", None, [1], {"a": 1}, object()], ids=lambda value: type(value).__name__)
 def test_get_of_something_else_is_refused(wrong: Any) -> None:
     with pytest.raises((ValueError, TypeError), match="reference"):
         zray.get(wrong)

@@ -7,8 +7,10 @@ scripts here, and Kubernetes by starting each container's command in a network n
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -138,9 +140,10 @@ def test_the_containers_commands_make_a_cluster(network: SshNetwork, tmp_path: P
     subprocess.run(["zray", "key", str(tmp_path / "secret" / "cluster.key")], env=environment, check=True)
     running = {}
     head = network.hosts["head"].address
+    root = Path(tempfile.mkdtemp(dir=os.environ[RUNTIME]))  # names of sockets need a short one
     try:
         for name, container in containers().items():
-            place = tmp_path / name
+            place = root / name
             place.mkdir()
             text = container["args"][0].replace("/secret/", f"{tmp_path}/secret/").replace("/run/zray", str(place))
             running[name] = subprocess.Popen(
@@ -154,9 +157,9 @@ def test_the_containers_commands_make_a_cluster(network: SshNetwork, tmp_path: P
                 text=True,
             )
             if name == "head":
-                wait_for(lambda: list((tmp_path / "head").glob("run/*/node.json")), what="the head runs")
+                wait_for(lambda: list((root / "head").glob("run/*/node.json")), what="the head runs")
             elif name == "worker":
-                wait_for(lambda: list((tmp_path / "worker").glob("run/*/node.json")), what="the worker runs")
+                wait_for(lambda: list((root / "worker").glob("run/*/node.json")), what="the worker runs")
         out, _ = running["program"].communicate(timeout=60 * SLACK)
         assert running["program"].returncode == 0, out
         assert "sum 328350" in out
@@ -168,4 +171,5 @@ def test_the_containers_commands_make_a_cluster(network: SshNetwork, tmp_path: P
                 running[name].terminate()
                 running[name].communicate(timeout=30)
     for name in running:
-        assert not processes_under(str(tmp_path / name / "run"))
+        assert not processes_under(str(root / name / "run"))
+    shutil.rmtree(root)
