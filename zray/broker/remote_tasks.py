@@ -110,6 +110,12 @@ class RemoteTasks:
         """Tasks of other nodes that have not ended here."""
         return len(self._guests)
 
+    @property
+    def code_borrowed(self) -> int:
+        """Borrowed objects that are code: kept for as long as its job lasts, whoever refers to it."""
+        borrowed = self._sharing.lending.borrowed
+        return len({name for code in self._functions.values() for name in code if name in borrowed})
+
     # -- sending ------------------------------------------------------------------------------------------------------
 
     def run_at(self, action: a.RunAt) -> None:

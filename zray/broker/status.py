@@ -111,6 +111,7 @@ def statistics(broker: Broker, _: str) -> dict[str, Any]:
     if broker.sharing is not None and broker.remote is not None:
         found.update(broker.sharing.statistics())
         found["guests"] = broker.remote.guests
+        found["code_borrowed"] = broker.remote.code_borrowed
         found["bytes_sent"] = broker.sharing.exchange.transfer.sent_bytes
         found["bytes_received"] = broker.sharing.exchange.transfer.bulk.received_bytes
     return found
