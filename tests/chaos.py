@@ -19,14 +19,16 @@ import gc
 import hashlib
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from random import Random
 from typing import Any, Final
 
 import zray
-from tests.helpers import SLACK, alive, children, query, wait_for
+from tests.helpers import PROJECT, SLACK, alive, children, query, wait_for
 from tests.tcp_relay import Relay
 from zray import exceptions
 from zray import node as nodes_
@@ -311,13 +313,38 @@ def run(seed: int, seconds: float, calm: float) -> Workload:
             trouble.start()
             return _play(seed, seconds, trouble)
         except BaseException as error:
-            told = "\n".join(trouble.story[-40:])
+            told = "\n".join([*trouble.story[-40:], *_books(cluster)])
             raise AssertionError(f"chaos with seed {seed}: {error}\nwhat was done:\n{told}") from error
         finally:
             trouble.over.set()
             if trouble.is_alive():
                 trouble.join()
             relay.close()
+
+
+_ASK = """
+import zray
+from zray import api
+zray.init(address={address!r}, log_to_driver=False)
+for name, lines in api.query("books").items():
+    for line in lines:
+        print(" ", name, line)
+"""
+
+
+def _books(cluster: Cluster) -> Iterator[str]:
+    """What the scheduler of each node says of itself."""
+    for node in cluster.list_all_nodes():
+        yield repr(node)
+        asked = subprocess.run(
+            [sys.executable, "-c", _ASK.format(address=node.address)],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+            env={**os.environ, "PYTHONPATH": str(PROJECT)},
+        )
+        yield asked.stdout or asked.stderr
 
 
 def _play(seed: int, seconds: float, trouble: Trouble) -> Workload:

@@ -110,6 +110,16 @@ class RemoteTasks:
         """Tasks of other nodes that have not ended here."""
         return len(self._guests)
 
+    def describe(self) -> list[str]:
+        """What other nodes sent here and what was sent to them, as far as it has not ended."""
+        return [
+            *(
+                f"{task.hex()} came from {guest.node.hex()[:8]}: {['there' if self._exists(r) else 'missing' for r in guest.results]}"
+                for task, guest in self._guests.items()
+            ),
+            *(f"{call.hex()} went to {node.hex()[:8]}" for node, calls in self._away.items() for call in calls),
+        ]
+
     @property
     def code_borrowed(self) -> int:
         """Borrowed objects that are code: kept for as long as its job lasts, whoever refers to it."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from zray.broker.membership import NodeInfo
+from zray.broker.peers import Peer
 from zray.gcs.tables import ActorRow, EventRow
 
 if TYPE_CHECKING:
@@ -153,6 +154,26 @@ def tasks(broker: Broker, argument: str) -> list[dict[str, Any]]:
     return found
 
 
+def books(broker: Broker, _: str) -> dict[str, list[str]]:
+    """The scheduler's books, for people who look for what holds something up: where each unfinished task is, who may run it, who sent it."""
+    node = broker.scheduler.node
+    return {
+        "tasks": [f"{task.hex()} {home!r}" for task, home in node.tasks.home.items()],
+        "workers": [
+            f"{worker!r} job {worker.job.number} has {[spec.id.hex() for spec in worker.handed]} "
+            f"of which {worker.ghosts} do not count{' blocked' if worker.blocked else ''}"
+            for worker in node.pool.workers.values()
+        ],
+        "waiting": [f"{name.hex()} {waiters}" for name, waiters in node.dependencies.waiters.items()],
+        "nodes": [
+            f"{type(place).__name__} {place.id.hex()[:8]} has {place.available_floats()}"
+            + (f", said {place.reported}{', silent' if place.silent else ''}" if isinstance(place, Peer) else "")
+            for place in node.nodes
+        ],
+        "guests": [] if broker.remote is None else broker.remote.describe(),
+    }
+
+
 def checkpoints(broker: Broker, _: str) -> dict[str, dict[str, Any]]:
     """Actors with checkpoints that this node owns or runs, by id: the log of each."""
     return {
@@ -248,6 +269,7 @@ _QUERIES: dict[str, Callable[[Broker, str], Any]] = {
     "events": events,
     "tasks": tasks,
     "actors": actors,
+    "books": books,
     "checkpoints": checkpoints,
     "cluster": cluster,
     "check": check,
