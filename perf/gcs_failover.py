@@ -241,6 +241,7 @@ class Load:
     def close(self) -> None:
         """Let go of the sockets."""
         self._links.close()
+        self._poller.close()
         self._context.close()
 
 

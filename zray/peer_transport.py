@@ -24,7 +24,7 @@ import zmq
 from zmq.utils import z85
 from zmq.utils.monitor import parse_monitor_message
 
-from zray.transport import _Socket
+from zray.transport import _Socket, has_input
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -144,6 +144,8 @@ class PeerSockets:
         """Monitor of the listener."""
         self._dialled: dict[bytes, tuple[zmq.Socket[bytes], zmq.Socket[bytes]]] = {}
         """Connections that this node made: socket and its monitor."""
+        self._nodes: dict[zmq.Socket[bytes], bytes] = {}
+        """Whose these sockets and monitors are."""
         self._accepted: set[bytes] = set()
         """Nodes that were heard over connections of their making."""
         self._was_none = False
@@ -196,12 +198,15 @@ class PeerSockets:
             socket.close(0)
             return
         self._dialled[node] = socket, monitor
-        self._poller.watch(socket)
-        self._poller.watch(monitor)
+        for made in (socket, monitor):
+            self._nodes[made] = node
+            self._poller.watch(made)
 
     def rename(self, node: bytes, now: bytes) -> None:
         """A node that was dialled under a stand-in for its id has told its name."""
         self._dialled[now] = self._dialled.pop(node)
+        for socket in self._dialled[now]:
+            self._nodes[socket] = now
 
     def hang_up(self, node: bytes) -> None:
         """Close the connection to a node, if this one made any; nothing that waits is sent."""
@@ -212,8 +217,9 @@ class PeerSockets:
         found = self._dialled.pop(node, None)
         if found is not None:
             socket, monitor = found
-            self._poller.forget(socket)
-            self._poller.forget(monitor)
+            for made in found:
+                del self._nodes[made]
+                self._poller.forget(made)
             socket.disable_monitor()
             monitor.close(0)
             socket.close(linger)
@@ -234,12 +240,15 @@ class PeerSockets:
                 # ZeroMQ makes a connection anew when the other side ended it, not when this side did because of damaged bytes.
                 self._hang_up(node, linger=0)
                 return False
+            self._poller.used(found[0])
             return True
         if node not in self._accepted:
             return False
         assert self._listener is not None
+        self._poller.used(self._listener)
         try:
-            self._listener.send_multipart([node, frame], zmq.DONTWAIT)
+            self._listener.send(node, zmq.SNDMORE | zmq.DONTWAIT)
+            self._listener.send(frame, zmq.DONTWAIT)
         except zmq.ZMQError:  # EHOSTUNREACH: it has gone
             self._accepted.discard(node)
             return False
@@ -249,6 +258,7 @@ class PeerSockets:
         """Send a frame, and bytes after it, over the bulk connection that a node has made; False when there is none. The bytes are not copied:
         `data` is kept until they have been encrypted, and let go of in a thread of ZeroMQ's."""
         assert self._listener is not None
+        self._poller.used(self._listener)
         try:
             self._listener.send(node + _BULK, zmq.SNDMORE | zmq.DONTWAIT)
             if data is None:
@@ -266,10 +276,12 @@ class PeerSockets:
         ready = self._poller.ready
         if self._judge is not None and self._judge in ready:
             self._serve_judge(self._judge)
-        for node, (socket, monitor) in list(self._dialled.items()):
-            if monitor in ready:
-                self._read_monitor(monitor, node, events)
-            for taken in range(most if socket in ready else 0):
+        dialled = [(self._nodes[socket], socket) for socket in ready if socket in self._nodes]
+        for node, socket in dialled:
+            if socket is self._dialled[node][1]:
+                self._read_monitor(socket, node, events)
+        for node, socket in dialled:
+            for taken in range(most if socket is self._dialled[node][0] else 0):
                 parts = _next(socket, taken > 0)
                 if parts is None:
                     break
@@ -296,12 +308,10 @@ class PeerSockets:
     def wait(self, seconds: float) -> None:
         """Wait until there may be something to receive, at most so long; for when nobody waits with the poller."""
         poller = zmq.Poller()
-        for socket in (self._judge, self._listener, self._watcher):
-            if socket is not None:
-                poller.register(socket, zmq.POLLIN)
-        for socket, monitor in self._dialled.values():
+        sockets = [socket for socket in (self._judge, self._listener, self._watcher) if socket is not None]
+        for socket in (*sockets, *self._nodes):
             poller.register(socket, zmq.POLLIN)
-            poller.register(monitor, zmq.POLLIN)
+            self._poller.used(socket)
         self._poller.ready.update(socket for socket, _ in poller.poll(int(seconds * 1000) + 1))
 
     def _read_monitor(self, monitor: zmq.Socket[bytes], node: bytes, events: list[PeerEvent]) -> None:
@@ -458,8 +468,8 @@ def _connect(socket: zmq.Socket[bytes], name: bytes, key: ClusterKey, address: s
 
 
 def _next(socket: zmq.Socket[bytes], ask: bool = True) -> list[bytes] | None:
-    """Return the next message, if there is one. To `ask` first costs less than half of what an exception does."""
-    if ask and not int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+    """Return the next message, if there is one; `ask` first where there may well be none."""
+    if ask and not has_input(socket):
         return None
     try:
         return socket.recv_multipart(zmq.DONTWAIT)

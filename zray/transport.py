@@ -10,6 +10,7 @@ neither socket ever drops or blocks.
 from __future__ import annotations
 
 import os
+import select
 
 import zmq
 
@@ -34,6 +35,11 @@ class _Socket(zmq.Socket[bytes]):
     def __del__(self) -> None:
         if not self._shadow and not self.closed:
             self.close()
+
+
+def has_input(socket: zmq.Socket[bytes]) -> bool:
+    """Whether a socket has a message. To ask costs a third of what it costs to be refused one."""
+    return bool(int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
 
 
 class Context:
@@ -129,7 +135,7 @@ class Inbox:
 
     def next_frame_nowait(self) -> bytes | None:
         """Return the next frame if one is there."""
-        return self._next(zmq.DONTWAIT)
+        return self._next(zmq.DONTWAIT) if has_input(self.socket) else None
 
     def _next(self, flags: int) -> bytes | None:
         receive, more = self._recv, self._more
@@ -190,43 +196,74 @@ class Subscriber:
 
 
 class Poller:
-    """Waits for an inbox, plain file descriptors, and sockets that somebody else reads, together."""
+    """Waits for an inbox, plain file descriptors, and sockets that somebody else reads, together; its price does not grow with their number.
+
+    ZeroMQ signals news of a socket on a descriptor (ZMQ_FD, https://libzmq.readthedocs.io/en/latest/zmq_getsockopt.html), for which epoll waits. Whoever
+    sends or receives may take such a signal away together with what it tells of, so after each use a socket is asked before the next sleep: those
+    that were found ready, and those that are reported by `used`.
+    """
 
     def __init__(self, inbox: Inbox) -> None:
         self._inbox = inbox.socket
         self.ready: set[zmq.Socket[bytes]] = set()
         """Watched sockets that the last wait has found to have something."""
-        self._poller = zmq.Poller()
-        self._poller.register(self._inbox, zmq.POLLIN)
+        self._epoll = select.epoll()
+        self._sockets: dict[int, zmq.Socket[bytes]] = {}
+        """By the descriptor of each."""
+        self._descriptors: dict[zmq.Socket[bytes], int] = {}
+        self._unsure: set[zmq.Socket[bytes]] = set()
+        """Sockets that may have something although their descriptors are silent."""
+        self.watch(self._inbox)
 
     def add(self, fd: int, *, writing: bool = False) -> None:
         """Wait for a descriptor, too, to become readable (or writable)."""
-        self._poller.register(fd, zmq.POLLOUT if writing else zmq.POLLIN)
+        self._epoll.register(fd, select.EPOLLOUT if writing else select.EPOLLIN)
 
     def remove(self, fd: int) -> None:
-        self._poller.unregister(fd)
+        self._epoll.unregister(fd)
 
     def watch(self, socket: zmq.Socket[bytes]) -> None:
         """Wait for a socket, too."""
-        self._poller.register(socket, zmq.POLLIN)
+        fd = int(socket.getsockopt(zmq.FD))
+        self._epoll.register(fd, select.EPOLLIN)
+        self._sockets[fd] = socket
+        self._descriptors[socket] = fd
+        self._unsure.add(socket)
 
     def forget(self, socket: zmq.Socket[bytes]) -> None:
-        self._poller.unregister(socket)
+        fd = self._descriptors.pop(socket)
+        del self._sockets[fd]
+        self._epoll.unregister(fd)
         self.ready.discard(socket)
+        self._unsure.discard(socket)
+
+    def used(self, socket: zmq.Socket[bytes]) -> None:
+        """A watched socket that was not found ready was sent through, or read."""
+        self._unsure.add(socket)
 
     def wait(self, timeout_ms: int) -> tuple[bool, list[int], bool]:
-        """Return (the inbox may have something, ready descriptors, some watched socket may have something)."""
-        self.ready.clear()
-        has_messages = False
+        """Return (the inbox has something, ready descriptors, some watched socket has something). It may be that nothing has."""
+        ready, unsure = self.ready, self._unsure
+        ready.clear()
+        for socket in unsure:
+            if has_input(socket):
+                ready.add(socket)
+        unsure.clear()
         descriptors: list[int] = []
-        for item, _ in self._poller.poll(timeout_ms):
-            if item is self._inbox:
-                has_messages = True
-            elif isinstance(item, int):
-                descriptors.append(item)
-            else:
-                self.ready.add(item)
-        return has_messages, descriptors, bool(self.ready)
+        for fd, _ in self._epoll.poll(0 if ready else timeout_ms * 1e-3):
+            found = self._sockets.get(fd)
+            if found is None:
+                descriptors.append(fd)
+            elif has_input(found):
+                ready.add(found)
+        unsure.update(ready)
+        has_messages = self._inbox in ready
+        ready.discard(self._inbox)
+        return has_messages, descriptors, bool(ready)
+
+    def close(self) -> None:
+        """Wait for nothing any more. What was waited for stays open."""
+        self._epoll.close()
 
 
-__all__ = ["Context", "Inbox", "Outbox", "Poller", "Publisher", "Subscriber", "ipc_endpoint"]
+__all__ = ["Context", "Inbox", "Outbox", "Poller", "Publisher", "Subscriber", "has_input", "ipc_endpoint"]

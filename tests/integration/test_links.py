@@ -130,6 +130,7 @@ class Broker:
 
     def close(self) -> None:
         self.links.close()
+        self.poller.close()
         self.context.close()
 
 

@@ -42,6 +42,7 @@ class Peer:
 
     def close(self) -> None:
         self.sockets.close()
+        self.poller.close()
         self.context.close()
 
 

@@ -97,6 +97,7 @@ class Source:
 
     def close(self) -> None:
         self.sockets.close()
+        self.poller.close()
         self.context.close()
 
 

@@ -46,6 +46,8 @@ class Groups:
         self._waiters: dict[bytes, list[wire.AwaitGroup]] = {}
         """Who waits until a group is ready, by group."""
         self._looking = False
+        self._heard: dict[bytes, tuple[dict[str, float], dict[str, int]]] = {}
+        """At the head: what each other node last said is free there, and how that was taken. Most say the same again."""
         self._do: dict[type[machine.Action], Callable[[Any], None]] = {
             machine.Reserve: self._reserve,
             machine.GiveBack: self._give_back,
@@ -232,15 +234,21 @@ class Groups:
 
     def node_seen(self, info: NodeInfo, load: NodeLoad) -> None:
         """Another node lives, and says what is free there."""
-        if self._head is not None:
+        if self._head is None:
+            return
+        said, free = self._heard.get(info.id, (None, {}))
+        if said != load.available:
+            free = _free(resources.parse({name: max(0.0, amount) for name, amount in load.available.items()}))
+            self._heard[info.id] = load.available, free
             labels = {**info.labels, **dict.fromkeys(placing.NODE_ID_LABELS, info.id.hex())}
             self._head.node_seen(info.id, resources.parse(info.resources), labels)
-            self._head.capacity(info.id, _free(resources.parse({n: max(0.0, x) for n, x in load.available.items()})))
-            if self._head.waiting:
-                self._act(self._head.tick(time.monotonic()))
+        self._head.capacity(info.id, free)
+        if self._head.waiting:
+            self._act(self._head.tick(time.monotonic()))
 
     def node_gone(self, node: bytes, reason: str) -> None:
         """Another node is dead."""
+        self._heard.pop(node, None)
         if self._head is not None:
             self._act(self._head.node_gone(node, reason, time.monotonic()))
 

@@ -134,6 +134,8 @@ class Links:
         """The head's accounts of what it passes on to each node."""
         self._taken = relay.Taken()
         self._links: dict[bytes, ReliableLink] = {}
+        self._due = NEVER
+        """No link wants `tick` before this time; none may want it then, either."""
         self._addresses: dict[bytes, str] = {}
         self._dead: set[bytes] = set()
         """What they still send has no numbering any more: it is told as it comes, so that they can be told in turn."""
@@ -192,7 +194,9 @@ class Links:
         """Send a message to a node. Numbered ones arrive once, in order, as long as both live; plain ones may be lost."""
         body = pm.encode(message)
         if pm.is_numbered(message):
-            self._put(node, pm.NUMBERED, self._link(node).send(body, now))
+            link = self._link(node)
+            self._put(node, pm.NUMBERED, link.send(body, now))
+            self._due = min(self._due, link.wake_at)
         else:
             self._put(node, pm.PLAIN, body)
 
@@ -300,7 +304,9 @@ class Links:
                 if node in self._dead:
                     body = payload[HEADER_BYTES:] or None
                 else:
-                    body, again = self._link(node).receive(payload, now)
+                    link = self._link(node)
+                    body, again = link.receive(payload, now)
+                    self._due = min(self._due, link.wake_at)
                     for frame in again:
                         self._put(node, pm.NUMBERED, frame)
             if body is None:
@@ -349,6 +355,7 @@ class Links:
         if link is not None:
             for frame in link.reconnected(now):
                 self._put(node, pm.NUMBERED, frame)
+            self._due = min(self._due, link.wake_at)
 
     def _broken(self, node: bytes, now: float) -> list[LinkEvent]:
         """A connection broke: is there still a process behind the port? Which node had made it is not known: ask after all."""
@@ -374,8 +381,9 @@ class Links:
     @property
     def wake_at(self) -> float:
         """When `tick` is wanted at the latest."""
-        looks = min((times[0] for times in self._suspects.values()), default=NEVER)
-        return min(looks, min((link.wake_at for link in self._links.values()), default=NEVER))
+        if not self._suspects:
+            return self._due
+        return min(self._due, min(times[0] for times in self._suspects.values()))
 
     def tick(self, now: float) -> list[LinkEvent]:
         """Acknowledge, send again, and look at ports; return what came of that."""
@@ -393,6 +401,7 @@ class Links:
             if now >= link.wake_at:
                 for frame in link.tick(now):
                     self._put(node, pm.NUMBERED, frame)
+        self._due = min((link.wake_at for link in self._links.values()), default=NEVER)
         return refused
 
     def _end_stalled(self, now: float) -> None:

@@ -832,9 +832,9 @@ class Broker:
         self.groups.node_gone(node, reason)
 
     def _own_load(self) -> NodeLoad:
-        figures = self.scheduler.statistics()
-        micros = int(self.scheduler.node.ledger.task_seconds * 1e6)
-        return NodeLoad(self.scheduler.available(), figures["tasks_queued"], figures["workers_busy"], micros)
+        node = self.scheduler.node
+        micros = int(node.ledger.task_seconds * 1e6)
+        return NodeLoad(self.scheduler.available(), node.tasks.queued, len(node.pool.busy), micros)
 
     def _end_because(self, reason: str) -> None:
         if not self.running:
@@ -891,6 +891,7 @@ class Broker:
         if self.cluster is not None:
             self.cluster.close("it was ended")
         self.records.gcs.close()
+        self.poller.close()
         self.context.close()
         self.store.close()
         shutil.rmtree(self.config.spill_directory, ignore_errors=True)
