@@ -232,8 +232,10 @@ def stop(address: str) -> None:
 @main.command()
 @click.option("--address", default="auto", metavar="HOST:PORT", help="Of the cluster's head.  [default: the one here]")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def status(address: str, as_json: bool) -> None:
-    """Show the nodes of a cluster and what is free."""
+@click.option("-v", "--verbose", is_flag=True, help="Show the scheduler's books of the node connected to, too.")
+def status(address: str, as_json: bool, verbose: bool) -> None:
+    """Show the nodes of a cluster, programs connected from outside, and what is free; with -v every unfinished task that the scheduler of the
+    node connected to knows, where it is and what it waits for."""
     import zray
 
     try:
@@ -242,17 +244,21 @@ def status(address: str, as_json: bool) -> None:
         raise click.ClickException(str(error)) from None
     try:
         nodes, total, free = zray.nodes(), zray.cluster_resources(), zray.available_resources()
-        place = zray.api.query("cluster")
+        place, clients = zray.api.query("cluster"), zray.api.query("clients")
+        books = zray.api.query("books") if verbose else {}
     finally:
         zray.shutdown()
     if as_json:
-        click.echo(json.dumps({"nodes": nodes, "total": total, "available": free, "cluster": place}))
+        found = {"nodes": nodes, "total": total, "available": free, "cluster": place, "clients": clients}
+        click.echo(json.dumps({**found, "books": books} if verbose else found))
         return
     for node in nodes:
         mark = " (head)" if node.get("is_head") else ""
         reason = f": {node['reason']}" if node.get("reason") else ""
         has = ", ".join(f"{name} {amount:g}" for name, amount in _shown(node.get("Resources", {})))
         click.echo(f"{node['NodeID'][:8]}  {node.get('address', ''):<22} {node['state']}{mark}{reason}  {has}")
+    for client in clients:
+        click.echo(f"{client['NodeID'][:8]}  {client['NodeManagerHostname']:<22} {client['state']} (a program outside)")
     failure = f" ({place['storage_failure']})" if place["storage_failure"] else ""
     click.echo(f"storage: {place['storage']}{failure}")
     if place["replicas"]:
@@ -265,6 +271,9 @@ def status(address: str, as_json: bool) -> None:
     if place["head_lost"]:
         click.echo(f"the head is lost: {place['head_lost']}")
     click.echo("free: " + ", ".join(f"{name} {free.get(name, 0.0):g} of {amount:g}" for name, amount in _shown(total)))
+    for book, lines in books.items():
+        for line in lines:
+            click.echo(f"{book}: {line}")
 
 
 def _shown(resources: dict[str, float]) -> list[tuple[str, float]]:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import zray
-from tests.helpers import alive, query, stop, wait_for
+from tests.helpers import Gate, alive, query, stop, wait_for
+from tests.reach import ReachedCluster
 from zray import exceptions
 from zray import node as nodes_
 from zray.cluster_utils import Cluster, ClusterNode
@@ -295,6 +296,26 @@ def test_a_cluster_by_commands() -> None:
     assert ended.count("has ended") == 2
     assert "no node runs here" in zray_command("stop")
     assert os.listdir(os.environ["ZRAY_RUNTIME_DIR"]) == []
+
+
+def test_status_tells_what_holds_tasks_up_and_who_is_connected(gate: Callable[[str], Gate]) -> None:
+    hold = gate("hold")
+
+    @zray.remote(num_cpus=1)
+    def wait_there() -> None:
+        hold.wait()
+
+    with ReachedCluster("outside", initialize_head=True, head_node_args={"num_cpus": 1}) as cluster:
+        cluster.connect()
+        refs = [wait_there.remote() for _ in range(2)]
+        wait_for(lambda: zray.available_resources()["CPU"] == 0)
+        shown = zray_command("status", "--address", cluster.address, "--verbose")
+        assert "(a program outside)" in shown
+        assert f"tasks: {refs[0].task_id().hex()}" in shown
+        assert "guests: " in shown
+        assert len(json.loads(zray_command("status", "--address", cluster.address, "--json"))["clients"]) == 1
+        hold.open()
+        zray.get(refs, timeout=30)
 
 
 def test_a_node_with_a_key_made_before_tells_itself_in_json(tmp_path: Path) -> None:
