@@ -31,6 +31,7 @@ from zray.broker.remote_actors import RemoteActors
 from zray.broker.remote_tasks import RemoteTasks
 from zray.broker.server import Broker
 from zray.broker.task_events import TaskEvents
+from zray.broker.worker_ends import WorkerEnds
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 FAULTS: dict[str, Plant] = {}
@@ -406,11 +407,7 @@ def shapes_that_other_nodes_will_name_are_forgotten(patch: pytest.MonkeyPatch) -
 
 @fault
 def what_a_dead_driver_had_not_sent_is_waited_for(patch: pytest.MonkeyPatch) -> None:
-    def died(self: Broker, number: int, job: Any) -> None:
-        self._end_job(number, "the driver has died")
-        self.store.reap(job.process)
-
-    patch.setattr(Broker, "_driver_died", died)
+    patch.setattr(WorkerEnds, "driver_died", lambda self, process: self._store.reap(process))
 
 
 @fault

@@ -33,6 +33,7 @@ from zray.broker import (
     revival,
     server,
     store_replica,
+    worker_ends,
 )
 from zray.broker import records as records_
 from zray.broker.config import BrokerConfig, ClusterConfig
@@ -253,6 +254,7 @@ class Doors:
                 (module, "time", clock)
                 for module in (
                     server,
+                    worker_ends,
                     cluster,
                     remote_actors,
                     records_,
@@ -273,8 +275,9 @@ class Doors:
             (server, "Scheduler", functools.partial(server.Scheduler, seed=site.world.seed)),
             (server, "SchedulerConfig", functools.partial(SchedulerConfig, debug=debug)),
             (server, "kill_group", kill),
+            (worker_ends, "kill_group", kill),
             (performer, "kill_group", kill),
-            (server, "kernel_oom_kills", lambda: -1),
+            (worker_ends, "kernel_oom_kills", lambda: -1),
             (cluster, "PeerSockets", lambda context, own, key, poller: building().open_sockets(own)),
             (cluster, "Prober", lambda poller: building().open_prober()),
             (cluster, "ClusterKey", types.SimpleNamespace(read=lambda path: None)),

@@ -209,7 +209,7 @@ class Performer:
         fields.pop("status", None)
         if cause is None:
             return None
-        known = self.broker.deaths.get(worker)
+        known = self.broker.ends.deaths.get(worker)
         if known is None:
             return errors.Death(errors.DeathCause.parse(str(cause)), pid=pid if isinstance(pid, int) else 0)
         known.cause = errors.DeathCause.parse(str(cause))

@@ -1,12 +1,12 @@
 """The broker's loop: socket -> event -> scheduler -> actions -> socket. No decisions here.
 
-Covers the broker's state at the edge (jobs, workers, shapes, connections), the translation of messages and exits into events, and the end of the
-node. Does not cover what is decided (`scheduler`), how actions are carried out (`performer`), or answers about state (`status`).
+Covers the broker's state at the edge (jobs, workers, shapes, connections), the translation of messages into events, and the end of the node. Does not
+cover what is decided (`scheduler`), how actions are carried out (`performer`), lives and deaths of processes (`worker_ends`), or answers about state
+(`status`).
 """
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import os
 import resource
@@ -31,25 +31,14 @@ from zray.broker.membership import NodeInfo, NodeLoad, State
 from zray.broker.object_sharing import ObjectSharing
 from zray.broker.output import RemoteOutput
 from zray.broker.performer import Performer
-from zray.broker.processes import (
-    Exited,
-    Failed,
-    ForkChannel,
-    Started,
-    WorkerProcess,
-    death_of,
-    kernel_oom_kills,
-    kill_group,
-    remove_logs,
-)
+from zray.broker.processes import ForkChannel, WorkerProcess, kill_group
 from zray.broker.records import Records
 from zray.broker.remote_actors import RemoteActors
 from zray.broker.remote_tasks import GUEST_BIT, RemoteTasks
 from zray.broker.scheduler import Scheduler, SchedulerConfig
-from zray.broker.unsent import MadeResult, UnsentCalls, sort_out
+from zray.broker.worker_ends import WorkerEnds
 from zray.object_store import ObjectStore
 from zray.session import KIND_REPLY, SessionConfig
-from zray.task import TaskSpec
 from zray.transport import Context, Poller, ipc_endpoint
 
 if TYPE_CHECKING:
@@ -57,28 +46,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from zray.broker.config import BrokerConfig
-    from zray.errors import Death
-    from zray.task import CallShape, JobSpec
+    from zray.task import CallShape, JobSpec, TaskSpec
 
 _TICK_S: Final = 0.1
 _IDLE_TICK_S: Final = 0.25
 _SWEEP_S: Final = 1.0
 _EARLY_S: Final = 5.0
 """Seconds that calls of an actor nobody has asked for yet are kept."""
-_NEVER_SENT: Final = (
-    "The process that made the call for this object died before the call had left it: nobody can make the value."
-)
-_LAST_WORDS_S: Final = 1.0
 _FRAMES_PER_ROUND: Final = 256
-_DEATHS_KEPT: Final = 1000
-_LOGS_KEPT: Final = 100
-"""Workers that have ended whose log files are kept; drivers have printed what is in older ones."""
 _TOUCH_FROM: Final = 4 << 20
 _TOUCH_AHEAD: Final = 256 << 20
 _TOUCH_PIECE: Final = 16 << 20
 """Bytes: see `Broker._touch_ahead`."""
-
-_decode_spec = msgspec.msgpack.Decoder(TaskSpec).decode
 
 
 class Job:
@@ -114,20 +93,13 @@ class Broker:
         """Of ended jobs, too: their detached actors may be started again."""
         self.workers: dict[int, WorkerProcess] = {}
         self.shapes: dict[bytes, CallShape] = {}
-        self.deaths: dict[object, Death] = {}
         self.watched: dict[bytes, None] = {}
         self.started = time.time()
         self.malformed = 0
         self.running = True
         self._jobs_seen = 0
-        self.unsent = UnsentCalls()
-        self._exits_ahead: list[tuple[float, Exited]] = []
-        """Exits whose announcement is still on its way, with the time until which it is waited for."""
-        self._ended_logs: collections.deque[str] = collections.deque()
         self._early: dict[bytes, list[tuple[float, e.Event]]] = {}
-        self._by_pid: dict[int, int] = {}
         self._warned: set[tuple[int, str]] = set()
-        self._oom_kills = kernel_oom_kills()
         self._next_sweep = 0.0
         self._next_tick = time.monotonic() + _TICK_S
         grows = config.cluster_may_grow or config.cluster is not None
@@ -142,6 +114,7 @@ class Broker:
         self.records.gcs.on_taken = self._end_because
         self.performer = Performer(self)
         self.checkpoints = Checkpoints(self)
+        self.ends = WorkerEnds(self, self._knows)
         self.cluster: Cluster | None = None
         self.sharing: ObjectSharing | None = None
         self.walk = walk.Walk(self) if config.trace else None
@@ -219,10 +192,10 @@ class Broker:
             self._serve_inbox()
             if self.remote is not None:
                 self.remote.flush()
-            if self._exits_ahead:
-                self._serve_exits_ahead()
-        elif self.unsent:
-            self._settle_unsent()
+            if self.ends.ahead:
+                self.ends.serve_ahead()
+        elif self.ends.unsent:
+            self.ends.settle_unsent()
         if descriptors:
             self._serve_descriptors(descriptors)
         now = time.monotonic()
@@ -539,7 +512,7 @@ class Broker:
             if fd == self.driver_pidfd:
                 self.running = False
             elif fd == self.forks.fileno():
-                self._serve_fork_parent()
+                self.ends.serve_fork_parent()
             elif self.sharing is not None and fd == self.sharing.exchange.transfer.fileno():
                 self.sharing.exchange.transfer.take_in()
             else:
@@ -549,113 +522,7 @@ class Broker:
 
     def _driver_died(self, number: int, job: Job) -> None:
         self._end_job(number, "the driver has died")
-        self.store.reap(job.process)
-        self.unsent.died(job.process, time.monotonic())
-
-    def _serve_fork_parent(self) -> None:
-        reports = self.forks.reports()
-        if reports is None:
-            print("[zray] the fork parent is gone: the node ends", file=sys.stderr, flush=True)
-            self.running = False
-            return
-        for report in reports:
-            if isinstance(report, Started):
-                worker = self.workers[report.worker]
-                worker.pid = report.pid
-                self._by_pid[report.pid] = report.worker
-                self.tell(e.WorkerStarted(report.worker, report.pid, 0))
-                if worker.kill_reason:
-                    kill_group(report.pid)
-            elif isinstance(report, Failed):
-                self.workers.pop(report.worker, None)
-                self.tell(e.WorkerStartFailed(report.worker, report.reason))
-            else:
-                self._worker_exited(report)
-
-    def _serve_exits_ahead(self) -> None:
-        waiting, self._exits_ahead = self._exits_ahead, []
-        for deadline, report in waiting:
-            self._worker_exited(report, deadline)
-
-    def _is_ahead(self, worker: WorkerProcess) -> bool:
-        """Whether a worker's exit was reported before its last words were heard, which say how it ended."""
-        if not worker.process or not self.store.word(worker.process, wire.WORD_LAST_WORDS):
-            return False
-        actor = self.scheduler.node.actors.actors.get(worker.actor)
-        return actor is not None and not actor.verdict
-
-    def _worker_exited(self, report: Exited, deadline: float = 0.0) -> None:
-        number = self._by_pid.get(report.pid, 0)
-        worker = self.workers.get(number)
-        if worker is not None and self._is_ahead(worker):
-            now = time.monotonic()
-            if now < (deadline or now + _LAST_WORDS_S):
-                self._exits_ahead.append((deadline or now + _LAST_WORDS_S, report))
-                return
-        self._by_pid.pop(report.pid, None)
-        if worker is None:
-            return
-        oom = self._killed_for_memory(report)
-        self.deaths[number] = death_of(worker, report, oom, self.config.node[:8])
-        if len(self.deaths) > _DEATHS_KEPT:
-            del self.deaths[next(iter(self.deaths))]
-        if self.output is not None:
-            self.output.ended(worker)
-        self._ended_logs.append(worker.log_file)
-        if len(self._ended_logs) > _LOGS_KEPT:
-            remove_logs(self._ended_logs.popleft())
-        claimed: list[bytes] = []
-        orphans: list[TaskSpec] = []
-        bare: list[bytes] = []
-        if worker.process:
-            self.store.reap(worker.process)
-            orphans, bare, claimed = self._orphans(worker.process)
-            self.unsent.died(worker.process, time.monotonic())
-            self.tell(e.ProcessGone(worker.process))
-            if self.sharing is not None:
-                self.sharing.look_at_wants()
-        self.tell(e.WorkerExited(number, report.status, oom, orphans, bare, claimed))
-        if self.remote is not None:
-            self.remote.worker_gone()
-        if worker.outbox is not None:
-            worker.outbox.close()
-        del self.workers[number]
-        self._remove_socket(number)
-
-    def _orphans(self, process: int) -> tuple[list[TaskSpec], list[bytes], list[bytes]]:
-        """What a dead process should have made: (calls whose specs are kept, results without a spec, tasks it had claimed)."""
-        specs: dict[bytes, TaskSpec] = {}
-        bare: list[bytes] = []
-        claimed: dict[bytes, None] = {}
-        for object_id, attempt, body, was_claimed, targeted in self.store.orphans(process):
-            task = _store.with_index(object_id, 0)
-            if was_claimed:
-                claimed[task] = None
-            if not targeted:
-                continue
-            if body:
-                spec = _decode_spec(body)
-                spec.attempt = attempt
-                specs[task] = spec
-            else:
-                bare.append(object_id)
-        bare = [object_id for object_id in bare if _store.with_index(object_id, 0) not in specs]
-        return sorted(specs.values(), key=lambda spec: spec.sequence), bare, list(claimed)
-
-    def _settle_unsent(self) -> None:
-        """See to the calls of processes that died a while ago. The inbox is empty: all that they had sent has been heard."""
-        for process in self.unsent.due(time.monotonic()):
-            made: list[MadeResult] = []
-            for object_id, attempt, body, target in self.store.made_by(process):
-                spec = _decode_spec(body) if body else None
-                if spec is not None:
-                    spec.attempt = attempt
-                made.append(MadeResult(object_id, _store.with_index(object_id, 0), target, spec))
-            verdict = sort_out(made, self._knows, self.store.alive)
-            for target, calls in verdict.resend.items():
-                self.performer.send_again(process, target, calls)
-            if verdict.lost:
-                self.performer.seal_entries(a.SealEntries(verdict.lost, "OwnerDiedError", {"message": _NEVER_SENT}))
+        self.ends.driver_died(job.process)
 
     def _knows(self, key: bytes) -> bool:
         if self.scheduler.keeps(key) or self.checkpoints.keeps(key):
@@ -667,19 +534,6 @@ class Broker:
             if isinstance(event, e.ActorCallsQueued)
             for spec in event.calls
         )
-
-    def _killed_for_memory(self, report: Exited) -> bool:
-        """Whether the kernel killed it: the count of such kills in this control group has grown."""
-        if report.status != -signal.SIGKILL:
-            return False
-        before, self._oom_kills = self._oom_kills, kernel_oom_kills()
-        return self._oom_kills > before >= 0
-
-    def _remove_socket(self, number: int) -> None:
-        try:
-            os.unlink(os.path.join(self.config.directory, f"w{number}"))
-        except OSError:
-            pass
 
     # -- time ---------------------------------------------------------------------------------------------------------
 
@@ -696,8 +550,8 @@ class Broker:
         self._repeat_early(now)
         if self.sharing is not None:
             self.sharing.look_for_unwanted()
-        if self._exits_ahead:
-            self._serve_exits_ahead()
+        if self.ends.ahead:
+            self.ends.serve_ahead()
         busy = frozenset(w.number for w in self.workers.values() if w.process and self.store.expected(w.process))
         self.tell(e.Tick(busy))
         self.records.gcs.tick(now)
