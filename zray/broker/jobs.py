@@ -11,13 +11,16 @@ nobody saves up a claim by being idle.
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from zray.broker.task_table import DemandClass, TaskQueue
     from zray.task import JobSpec
+
+GUEST_BIT: Final = 1 << 31
+"""In the number of a job: what other nodes sent of it."""
 
 
 class Job:

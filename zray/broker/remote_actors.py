@@ -23,7 +23,8 @@ from zray import wire
 from zray.broker import actions as a
 from zray.broker import events as e
 from zray.broker import peer_messages as pm
-from zray.broker.remote_tasks import FROM_AFAR, GUEST_BIT
+from zray.broker.jobs import GUEST_BIT
+from zray.broker.remote_tasks import FROM_AFAR
 from zray.gcs import messages as m
 from zray.gcs.tables import ABSENT, ActorNameRow, Table, decode_row, encode_row, key_of, namespaced_key
 

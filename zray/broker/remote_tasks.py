@@ -22,6 +22,7 @@ from zray.broker import actions as a
 from zray.broker import events as e
 from zray.broker import peer_messages as pm
 from zray.broker import walk
+from zray.broker.jobs import GUEST_BIT
 from zray.ids import return_id, task_of
 
 if TYPE_CHECKING:
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from zray.object_store import ObjectRef
     from zray.task import CallShape, TaskSpec
 
-GUEST_BIT: Final = 1 << 31
 FROM_AFAR: Final = 0
 """Stands for the calling process where calls come from another node."""
 

@@ -17,7 +17,8 @@ import msgspec
 
 from zray import _store
 from zray.broker import events as e
-from zray.broker.remote_tasks import FROM_AFAR, GUEST_BIT
+from zray.broker.jobs import GUEST_BIT
+from zray.broker.remote_tasks import FROM_AFAR
 from zray.gcs.tables import (
     ActorNameRow,
     ActorRow,

@@ -23,18 +23,14 @@ from zray import _store, errors, failures, wire
 from zray.broker import actions as a
 from zray.broker import events as e
 from zray.broker import peer_messages as pm
-from zray.broker import revival, status, walk
+from zray.broker import status, walk
 from zray.broker.checkpoints import Checkpoints
-from zray.broker.cluster import JOB_BITS, Cluster
 from zray.broker.groups import Groups
-from zray.broker.membership import NodeInfo, NodeLoad, State
-from zray.broker.object_sharing import ObjectSharing
-from zray.broker.output import RemoteOutput
+from zray.broker.jobs import GUEST_BIT
+from zray.broker.membership import NodeLoad, State
 from zray.broker.performer import Performer
 from zray.broker.processes import ForkChannel, WorkerProcess, kill_group
 from zray.broker.records import Records
-from zray.broker.remote_actors import RemoteActors
-from zray.broker.remote_tasks import GUEST_BIT, RemoteTasks
 from zray.broker.scheduler import Scheduler, SchedulerConfig
 from zray.broker.worker_ends import WorkerEnds
 from zray.object_store import ObjectStore
@@ -45,7 +41,13 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
+    from zray.broker.cluster import Cluster
     from zray.broker.config import BrokerConfig
+    from zray.broker.membership import NodeInfo
+    from zray.broker.object_sharing import ObjectSharing
+    from zray.broker.output import RemoteOutput
+    from zray.broker.remote_actors import RemoteActors
+    from zray.broker.remote_tasks import RemoteTasks
     from zray.task import CallShape, JobSpec, TaskSpec
 
 _TICK_S: Final = 0.1
@@ -122,6 +124,9 @@ class Broker:
         self.remote_actors: RemoteActors | None = None
         self.output: RemoteOutput | None = None
         if config.cluster is not None:
+            # Imported here, as all that only clusters need: a node alone starts in two thirds of the time without.
+            from zray.broker.cluster import Cluster
+
             self.cluster = Cluster(
                 config, config.cluster, self.context, self.poller, self.records.gcs, self._own_load, self._end_because
             )
@@ -584,6 +589,9 @@ class Broker:
         """Join the cluster, or (the head) go on with the one whose rows are stored. Raises CannotJoin."""
         if self.cluster is None:
             return
+        from zray.broker import revival
+        from zray.broker.cluster import JOB_BITS
+
         self.cluster.join()
         if self.cluster.is_head:
             gcs = self.records.tables = self.cluster.gcs
@@ -609,6 +617,8 @@ class Broker:
 
     def _become_head(self) -> None:
         """This node is the head from now on; the last one is dead, and what it owned ends or is made again here."""
+        from zray.broker import revival
+
         assert self.cluster is not None
         gcs = self.records.tables = self.cluster.gcs
         self.records.on_alive = lambda actor: revival.keep_creation(self, actor)
@@ -621,6 +631,11 @@ class Broker:
 
     def _work_with(self, cluster: Cluster) -> None:
         """Take part in what nodes do for one another."""
+        from zray.broker.object_sharing import ObjectSharing
+        from zray.broker.output import RemoteOutput
+        from zray.broker.remote_actors import RemoteActors
+        from zray.broker.remote_tasks import RemoteTasks
+
         self.store.add_global(wire.GLOBAL_CLUSTER, 1)
         sharing = self.sharing = ObjectSharing(self, cluster)
         exchange = sharing.exchange
