@@ -30,7 +30,7 @@ from typing import Any
 from . import startup, timing
 from .accounting import mark_environment, undisturbed
 from .floors import FLOORS
-from .remote_rows import FLOOR
+from .remote_rows import REMOTE_FLOORS
 from .rows import Row, select
 from .sides import ROOT, Side, SideError, can_run, environment
 from .targets import Key, Verdict, describe, judge
@@ -149,7 +149,7 @@ def take_turns(bench: Bench, row: Row, rivals: list[str], settings: Settings) ->
     "disturbed" is how much of the machine other processes used: the median over blocks, and the most.
     SideError when a side fails; the others' blocks are then worth nothing and are dropped too.
     """
-    floors = [FLOOR if name == FLOOR.name else FLOORS[name] for name in row.floors]
+    floors = [{**FLOORS, **REMOTE_FLOORS}[name] for name in row.floors]
     places = [(name, row) for name in rivals] + [("floors", floor) for floor in floors]
     rates: dict[str, list[float]] = {name: [] for name in [*rivals, *row.floors]}
     calls: dict[str, list[int]] = {name: [] for name in rates}

@@ -4,7 +4,8 @@ Covers the workloads and the floor. Does not cover how the sides' clusters are s
 (`cluster.py`). Both sides have two nodes on this machine; the first, where the driver is, has no CPUs, the second two, and a resource `there`.
 
 The floor of a task is six hops of 128 bytes through four processes that do nothing else, over the same kinds of sockets: driver to broker (ipc),
-broker to broker (TCP with CURVE), broker to worker (ipc), worker to broker (ipc), broker to broker (TCP with CURVE), and a pipe to wake the driver.
+broker to broker (TCP with CURVE), broker to worker (ipc), worker to broker (ipc), broker to broker (TCP with CURVE), and a pipe to wake the driver. A
+second floor is what no design over these sockets can pass: a process and another, connected with one another, one message there and one back.
 """
 
 from __future__ import annotations
@@ -168,6 +169,22 @@ def _free_ports(count: int) -> list[int]:
         return [one.getsockname()[1] for one in made]
 
 
+@contextlib.contextmanager
+def _relays(routes: list[tuple[str, ...]], keys: tuple[str, str], pipe: int) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Processes that pass messages on, one for each route; whatever still runs at the end is killed."""
+    peers = [
+        subprocess.Popen([sys.executable, "-c", RELAY, *keys, *route], pass_fds=[pipe] if pipe >= 0 else [])
+        for route in routes
+    ]
+    try:
+        yield peers
+    finally:
+        for peer in peers:
+            if peer.poll() is None:
+                peer.kill()
+                peer.wait()
+
+
 def six_hops(_api: object) -> Iterator[Call]:
     """A message through the hops of a task on another node and back."""
     import zmq
@@ -182,10 +199,6 @@ def six_hops(_api: object) -> Iterator[Call]:
             (there, worker, done, back),  # the broker of the other node
             (worker, done),  # the worker
         ]
-        peers = [
-            subprocess.Popen([sys.executable, "-c", RELAY, public, secret, *route], pass_fds=[wakes])
-            for route in routes
-        ]
         context = zmq.Context()
         dealer = context.socket(zmq.DEALER)
         dealer.setsockopt(zmq.LINGER, 0)
@@ -196,30 +209,62 @@ def six_hops(_api: object) -> Iterator[Call]:
             dealer.send(message)
             os.read(woken, 1)
 
+        with _relays(routes, (public, secret), wakes) as peers:
+            try:
+                yield call
+                dealer.send(b"end")
+                for peer in peers:
+                    peer.wait(20)
+            finally:
+                dealer.close()
+                context.term()
+                os.close(woken)
+                os.close(wakes)
+
+
+def two_hops(_api: object) -> Iterator[Call]:
+    """A message to a process on another node and back, if both were connected with one another."""
+    import zmq
+
+    public, secret = zmq.curve_keypair()
+    there, back = (f"tcp://127.0.0.1:{port}" for port in _free_ports(2))
+    context = zmq.Context()
+    router, dealer = context.socket(zmq.ROUTER), context.socket(zmq.DEALER)
+    for socket in (router, dealer):
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.setsockopt(zmq.CURVE_PUBLICKEY, public)
+        socket.setsockopt(zmq.CURVE_SECRETKEY, secret)
+    router.setsockopt(zmq.CURVE_SERVER, 1)
+    router.bind(back)
+    dealer.setsockopt(zmq.CURVE_SERVERKEY, public)
+    dealer.connect(there)
+    message = bytes(SPEC_BYTES)
+
+    def call() -> None:
+        dealer.send(message)
+        router.recv_multipart()
+
+    with _relays([(f"curve:{there}", f"curve:{back}")], (public.decode(), secret.decode()), -1) as peers:
         try:
             yield call
             dealer.send(b"end")
-            for peer in peers:
-                peer.wait(20)
+            peers[0].wait(20)
         finally:
-            for peer in peers:
-                if peer.poll() is None:
-                    peer.kill()
-                    peer.wait()
             dealer.close()
+            router.close()
             context.term()
-            os.close(woken)
-            os.close(wakes)
 
 
 FLOOR = Row("six hops between two nodes", six_hops, latency=True)
+DIRECT = Row("two hops between two processes", two_hops, latency=True)
+REMOTE_FLOORS: dict[str, Row] = {row.name: row for row in (FLOOR, DIRECT)}
 
 REMOTE_ROWS: dict[str, Row] = {
     row.name: row
     for row in (
-        Row("remote tasks sync", tasks_sync, floors=(FLOOR.name,), latency=True),
+        Row("remote tasks sync", tasks_sync, floors=(FLOOR.name, DIRECT.name), latency=True),
         Row("remote tasks async", tasks_async, operations=BATCH),
-        Row("remote actor calls sync", actor_sync, floors=(FLOOR.name,), latency=True),
+        Row("remote actor calls sync", actor_sync, floors=(FLOOR.name, DIRECT.name), latency=True),
         Row("remote actor calls async", actor_async, operations=BATCH),
         Row("100 MB fetched", fetch, latency=True),
     )

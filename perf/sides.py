@@ -33,7 +33,7 @@ from typing import IO, Any
 
 from . import timing
 from .floors import FLOORS
-from .remote_rows import FLOOR, REMOTE_ROWS
+from .remote_rows import REMOTE_FLOORS, REMOTE_ROWS
 from .rows import ROWS, Row
 
 CPUS = 2
@@ -264,7 +264,7 @@ def can_run(name: str, row: Row) -> bool:
 
 # ---- the process that serves
 
-_SERVED: dict[str, Row] = {**ROWS, **FLOORS, **REMOTE_ROWS, FLOOR.name: FLOOR}
+_SERVED: dict[str, Row] = {**ROWS, **FLOORS, **REMOTE_ROWS, **REMOTE_FLOORS}
 
 
 class Served:
