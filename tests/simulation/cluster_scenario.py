@@ -23,7 +23,7 @@ from tests.simulation.cluster_processes import ActorLink, Driver, Plan, Worker
 from tests.simulation.world import Get, Program
 from zray import resources, wire
 from zray._store import with_index
-from zray.broker.cluster import CannotJoin
+from zray.broker.membership import CannotJoin
 from zray.ids import task_id
 from zray.task import ACTOR_CREATION, ACTOR_METHOD, TASK, ActorSpec, CallShape, JobSpec, TaskSpec
 

@@ -49,7 +49,7 @@ def main() -> None:
         os.close(config.ready_fd)
         fork_parent.serve(theirs, config.preload)
     theirs.close()
-    from zray.broker.cluster import CannotJoin
+    from zray.broker.membership import CannotJoin
     from zray.broker.server import Broker
     from zray.node import hold_session
 

@@ -21,6 +21,7 @@ from zray.broker import peer_messages as pm
 from zray.broker.links import Heard, Impostor, LinkEvent, Links, Prober, Reached, Refused
 from zray.broker.membership import (
     BEAT_S,
+    CannotJoin,
     Change,
     LoadReports,
     Member,
@@ -69,10 +70,6 @@ _CLIENT_JOB_BITS: Final = 6
 """A client has one driver."""
 _STAND_IN: Final = b"\0" * 16
 """Names the head as long as its id is not known."""
-
-
-class CannotJoin(Exception):
-    """The cluster does not take this node, or is not there; the text says why."""
 
 
 class Cluster:

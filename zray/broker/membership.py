@@ -99,6 +99,10 @@ class Change(msgspec.Struct, frozen=True):
     reason: str = ""
 
 
+class CannotJoin(Exception):
+    """The cluster does not take this node, or is not there; the text says why."""
+
+
 class Refusal(Exception):
     """A node may not join; the text says why and what would mend it."""
 
