@@ -312,13 +312,17 @@ class Submitter:
                 refs.append(self.expect(_store.with_index(spec.id, index + 1), 0, None, None, site))
         except _store.TargetGone:
             use.lease = None
-            session.drop_peer(lease.worker)
-            self._known.pop(lease.worker, None)
+            self.disconnect(lease.worker)
             return None
         outbox = session.peer(lease.worker)
         self._define_at(lease.worker, outbox, shape)
         outbox.send(wire.encode(wire.RunDirect(session.store.process, lease.epoch, [spec])))
         return refs
+
+    def disconnect(self, worker: int) -> None:
+        """Close the connection to a worker, and forget what it was told over it (callers hold the lock)."""
+        self.session.drop_peer(worker)
+        self._known.pop(worker, None)
 
     def _define_at(self, worker: int, outbox: Outbox, shape: CallShape) -> None:
         known = self._known.get(worker)
@@ -617,9 +621,7 @@ class ActorLink:
         self._calls.clear()
         if self._for_broker:
             self._send_to_broker()
-        if self.worker:
-            self.session.drop_peer(self.worker)
-            self.submitter._known.pop(self.worker, None)
+        self.close()
         # Signal handlers run when something is called, never between plain assignments: these count as one step.
         self.worker = self.process = 0
         self.incarnation += 1
@@ -641,8 +643,7 @@ class ActorLink:
     def close(self) -> None:
         """Let go of the connection. The link itself goes on, and connects anew when it is used."""
         if self.worker:
-            self.session.drop_peer(self.worker)
-            self.submitter._known.pop(self.worker, None)
+            self.submitter.disconnect(self.worker)
 
     def kill(self, no_restart: bool) -> None:
         """Have the incarnation that this link knows killed; no later call of this process gets there before the request."""
