@@ -479,7 +479,7 @@ def _next(socket: zmq.Socket[bytes], ask: bool = True) -> list[bytes] | None:
 
 def _monitored(parts: list[bytes]) -> int:
     """Return the kind of a monitor's message (https://libzmq.readthedocs.io/en/latest/zmq_socket_monitor.html): the first 16 bits of its first part.
-    (PyZMQ's own reader of them imports asyncio, which takes a fifth of a node's start.)"""
+    (PyZMQ's own reader of them would load asyncio for it.)"""
     return int.from_bytes(parts[0][:2], sys.byteorder)
 
 
