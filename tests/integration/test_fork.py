@@ -12,7 +12,10 @@ import zray
 from tests.helpers import alive, broker_pid, wait_for, wait_gone
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
+
+    from tests.helpers import Program
 
 pytestmark = [
     pytest.mark.usefixtures("warm"),
@@ -147,7 +150,7 @@ def test_children_of_the_driver(tmp_path: Path) -> None:
     ref = zray.put(np.arange(100_000))
     array = zray.get(ref)
     broker = broker_pid()
-    for how in ("exit", "use", "shutdown", "interpreter end"):
+    for how in ("exit", "use", "shutdown"):
         pid = os.fork()
         if pid == 0:
             status = 1
@@ -157,10 +160,6 @@ def test_children_of_the_driver(tmp_path: Path) -> None:
                     assert zray.get(zray.remote(lambda: 6).remote(), timeout=30) == 6
                 elif how == "shutdown":
                     zray.shutdown()
-                elif how == "interpreter end":
-                    import atexit
-
-                    atexit._run_exitfuncs()
                 status = 0
             finally:
                 os._exit(status)
@@ -169,6 +168,29 @@ def test_children_of_the_driver(tmp_path: Path) -> None:
         assert alive(broker)
         assert zray.get(zray.remote(lambda: 5).remote(), timeout=30) == 5
         assert int(array.sum()) == int(zray.get(ref).sum())
+
+
+def test_a_child_whose_interpreter_ends(program: Callable[..., Program]) -> None:
+    # In a program of its own: the end of an interpreter runs whatever this test run registered for its own end.
+    driver = program(
+        """
+import warnings
+import numpy as np
+
+warnings.filterwarnings("ignore", ".*fork.*", DeprecationWarning)
+ref = zray.put(np.arange(100_000))
+array = zray.get(ref)
+pid = os.fork()
+if pid == 0:
+    sys.exit(3)
+assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 3
+# The session is the parent's: no child's end may end it.
+assert zray.get(zray.remote(lambda: 5).remote(), timeout=30) == 5
+assert int(array.sum()) == int(zray.get(ref).sum())
+print("still there")
+"""
+    )
+    assert driver.succeed().strip() == "still there"
 
 
 def test_a_pool_of_the_drivers_own() -> None:
