@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
 import zray
-from tests.helpers import Gate, Tally, query, wait_for
+from tests.helpers import Gate, Tally, alive, query, wait_for
 from zray import exceptions
 from zray.cluster_utils import Cluster, ClusterNode
 
@@ -301,6 +303,45 @@ def test_what_a_dead_node_put_is_lost(cluster: Cluster) -> None:
     with pytest.raises(exceptions.OwnerDiedError):
         zray.get(inner, timeout=30)
     del inner
+
+
+def test_what_a_dead_node_had_asked_for_ends_unless_somebody_waits_for_it(
+    cluster: Cluster, gate: Callable[[str], Gate], tally: Tally
+) -> None:
+    wanted, unwanted = gate("wanted"), gate("unwanted")
+
+    @zray.remote(num_cpus=0, resources=on("b"))
+    def run(gate: Gate) -> str:
+        tally.add(f"{gate.path.name} {os.getpid()}")
+        gate.wait()
+        return "ran"
+
+    @zray.remote(num_cpus=0, resources=on("b"))
+    class Keeper:
+        def keep(self, refs: list[Any]) -> None:
+            self.refs = refs
+
+        def read(self) -> Any:
+            return zray.get(self.refs[0])
+
+    @zray.remote(num_cpus=0, resources=on("a"))
+    def ask(keeper: Any) -> None:
+        zray.get(keeper.keep.remote([run.remote(wanted)]))
+        _lost = run.remote(unwanted)
+        zray.get(zray.remote(time.sleep).options(num_cpus=0).remote(1000))
+
+    keeper = Keeper.remote()
+    asking = ask.options(max_retries=0).remote(keeper)
+    wait_for(lambda: len(tally) == 2, 30, "both run")
+    [pid] = [int(line.split()[1]) for line in tally.lines if line.startswith(unwanted.path.name)]
+    kill(cluster, node_with(cluster, "a"))
+    with pytest.raises(exceptions.NodeDiedError):
+        zray.get(asking, timeout=30)
+    value = keeper.read.remote()
+    wait_for(lambda: not alive(pid), 30, "what nobody waits for ends")
+    wanted.open()
+    assert zray.get(value, timeout=30) == "ran"
+    del keeper, asking, value
 
 
 def test_who_depends_on_what_cannot_be_made_again_learns_why(cluster: Cluster) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from zray import _store, placing, resources
+from zray import placing, resources
 from zray.broker import events as e
 from zray.broker import peer_messages as pm
 from zray.broker import placement_groups as machine
@@ -186,7 +186,7 @@ class Groups:
             if gone:
                 text = f"Placement group {group.hex()} is gone: {gone}."
                 data = performer.failure("TaskPlacementGroupRemoved", {"message": text})
-                performer._force(ref, data, _store.KIND_ERROR_FLAG, _store.FLAG_SYSTEM_ERROR)
+                performer.seal_failure(ref, data)
             else:
                 performer._force(ref, message.data, message.kind, 0)
             self._broker.objects_there([message.reply])

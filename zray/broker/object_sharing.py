@@ -498,7 +498,7 @@ class ObjectSharing:
         ref = self._store.reference(name)
         if ref is not None and not self._store.done(ref):
             data = failures.dump(failures.from_error(error))
-            self._broker.performer._force(ref, data, _store.KIND_ERROR_FLAG, _store.FLAG_SYSTEM_ERROR)
+            self._broker.performer.seal_failure(ref, data)
         self.locations.forget(name)
         self.locations.found(name)
         self._broker.objects_there([name])

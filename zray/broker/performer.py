@@ -232,11 +232,15 @@ class Performer:
     def seal_error(self, action: a.SealError) -> None:
         data = self.failure(action.kind, action.fields)
         for ref in self._results(action.task, action.num_returns):
-            self._force(ref, data, _store.KIND_ERROR_FLAG, _store.FLAG_SYSTEM_ERROR)
+            self.seal_failure(ref, data)
         if self.broker.sharing is not None:
             self.broker.sharing.task_ended(action.task)
         if self.broker.remote is not None:
             self.broker.remote.look_at([action.task])
+
+    def seal_failure(self, ref: ObjectRef, failure: bytes) -> None:
+        """Seal a packed failure that is not the task's own, whoever has claimed the object."""
+        self._force(ref, failure, _store.KIND_ERROR_FLAG, _store.FLAG_SYSTEM_ERROR)
 
     def seal_errors(self, action: a.SealErrors) -> None:
         for task in action.tasks:
@@ -247,7 +251,7 @@ class Performer:
         for object_id in action.ids:
             ref = self.store.reference(object_id)
             if ref is not None:
-                self._force(ref, data, _store.KIND_ERROR_FLAG, _store.FLAG_SYSTEM_ERROR)
+                self.seal_failure(ref, data)
 
     def watch_objects(self, action: a.WatchObjects) -> None:
         self.broker.look_again(action.ids)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 import msgspec
 
-from zray import _store, wire
+from zray import _store, errors, failures, wire
 from zray.broker import actions as a
 from zray.broker import events as e
 from zray.broker import peer_messages as pm
@@ -418,7 +418,7 @@ class RemoteTasks:
         """Nobody waits for a guest any more."""
         guest = self._guests.get(message.task)
         if guest is not None and guest.node == node:
-            self._broker._cancel(wire.CancelTask(message.task, message.force, True))
+            self._broker.cancel(wire.CancelTask(message.task, message.force, True))
             self.look_at([message.task])
 
     # -- ends of what was sent ------------------------------------------------------------------------------------------
@@ -488,7 +488,7 @@ class RemoteTasks:
             del self._code_at[key]
 
     def node_gone(self, node: bytes, reason: str) -> None:
-        """A node is dead: the jobs of its drivers end, and what else it sent is cancelled."""
+        """A node is dead: the jobs of its drivers end, and so does what else it sent, unless somebody here waits for it."""
         self._told.pop(node, None)
         for key in [key for key in self._code_at if key[0] == node]:
             del self._code_at[key]
@@ -497,7 +497,13 @@ class RemoteTasks:
         for task, away in self._away.pop(node, {}).items():
             fields: dict[str, object] = {"message": f"The actor's node is dead: {reason}"}
             self._broker.performer.seal_error(a.SealError(task, away.num_returns, "ActorDiedError", fields))
-        orphans = [task for task, guest in self._guests.items() if guest.node == node]
-        for task in orphans:
-            del self._guests[task]
-            self._broker._cancel(wire.CancelTask(task, True, True))
+        for task in [task for task, guest in self._guests.items() if guest.node == node]:
+            self._orphaned(task, self._guests.pop(task), reason)
+
+    def _orphaned(self, task: bytes, guest: _Guest, reason: str) -> None:
+        """The node that sent a guest is dead. Somebody here may have got references to its results: then it runs on for him. Else it ends."""
+        if any(self._store.references(ref) > 1 for ref in guest.results):
+            return
+        # A reference may be on its way here still.
+        error = errors.OwnerDiedError.for_id(guest.results[0].binary(), f"the node that asked for it is dead: {reason}")
+        self._broker.cancel(wire.CancelTask(task, True, True), guest.results, failures.dump(failures.from_error(error)))

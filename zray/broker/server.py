@@ -39,7 +39,7 @@ from zray.transport import Context, Poller, ipc_endpoint
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from zray.broker.cluster import Cluster
     from zray.broker.config import BrokerConfig
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from zray.broker.output import RemoteOutput
     from zray.broker.remote_actors import RemoteActors
     from zray.broker.remote_tasks import RemoteTasks
+    from zray.object_store import ObjectRef
     from zray.task import CallShape, JobSpec, TaskSpec
 
 _TICK_S: Final = 0.1
@@ -156,7 +157,7 @@ class Broker:
             wire.ActorExit: lambda m: self.tell(e.ActorLeft(m.worker, m.actor)),
             wire.LogCalls: self.checkpoints.logged,
             wire.SaveCheckpoint: self.checkpoints.saving,
-            wire.CancelTask: self._cancel,
+            wire.CancelTask: self.cancel,
             wire.KillActor: self._kill_actor,
             wire.LookupActor: self._lookup_actor,
             wire.CreateGroup: self.groups.create,
@@ -475,10 +476,14 @@ class Broker:
             for _, event in self._early.pop(actor):
                 self._tell_of_actor(actor, event)
 
-    def _cancel(self, message: wire.CancelTask) -> None:
+    def cancel(self, message: wire.CancelTask, results: Sequence[ObjectRef] = (), error: bytes = b"") -> None:
+        """Nobody waits for a task any more. Its `results`, as far as they are not there, say `error`; else that it was cancelled."""
         worker = self.executor_of(message.task)
         ref = self.store.reference(_store.with_index(message.task, 1))
         begun = ref is not None and self.store.state(ref) != _store.STATE_PENDING
+        for result in results:
+            if not self.store.done(result):
+                self.performer.seal_failure(result, error)
         self.tell(e.TaskCancel(message.task, message.force, message.recursive, worker, begun))
         if self.remote is not None:
             self.remote.cancel_call(message.task, message.force)
