@@ -1,8 +1,9 @@
 """Extensions of zray; everything else about the build is in pyproject.toml.
 
-Two kinds: the object store (`_store.pyx` over `_store_core.c`), which zray cannot run without, and the hot pure machines,
-which are ordinary annotated Python files compiled as they stand: with the compiled form absent the same source runs
-interpreted, so tests and the simulator always exercise the code that ships.
+Two kinds: the object store (`_store.pyx` over `_store_core.c`) and the door of a node (`_door.pyx` over `_door_core.c`),
+which zray cannot run without, and the hot pure machines, which are ordinary annotated Python files compiled as they stand:
+with the compiled form absent the same source runs interpreted, so tests and the simulator always exercise the code that
+ships.
 
 Switches (environment): ZRAY_SANITIZE=1 builds the store with ASan and UBSan, ZRAY_DEBUG=1 with assertions and crash points,
 ZRAY_COVERAGE=1 with gcov, ZRAY_PURE=1 leaves the machines uncompiled, ZRAY_BUILT=1 builds nothing: the extensions are in place.
@@ -57,7 +58,14 @@ def extensions() -> list[Extension]:
             depends=["zray/_store_core.h", "zray/_store_core.pxd", "zray/_checksum.h"],
             extra_compile_args=flags,
             extra_link_args=link,
-        )
+        ),
+        Extension(
+            "zray._door",
+            ["zray/_door.pyx", "zray/_door_core.c"],
+            depends=["zray/_door_core.h"],
+            extra_compile_args=flags,
+            extra_link_args=link,
+        ),
     ]
     if not os.environ.get("ZRAY_PURE"):
         machine_flags = ["-O2", "-g0", "-Wno-unused-function"]

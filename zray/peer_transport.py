@@ -159,6 +159,19 @@ class PeerSockets:
 
     def listen(self, host: str, port: int) -> int:
         """Listen on host:port (0: any free port); return the port. OSError: the address cannot be had."""
+        listener = self._listen()
+        try:
+            listener.bind(f"tcp://{_bracketed(host)}:{port or '*'}")
+        except zmq.ZMQError as error:
+            raise OSError(error.errno, f"cannot listen on {host}:{port}: {error.strerror}") from None
+        return int(listener.getsockopt_string(zmq.LAST_ENDPOINT).rpartition(":")[2])
+
+    def listen_behind(self, endpoint: str) -> None:
+        """Listen where a node's port (`zray.node_port`) brings those who come to it."""
+        self._listen().bind(endpoint)
+
+    def _listen(self) -> zmq.Socket[bytes]:
+        """Make the socket for connections of others."""
         judge = self._judge = self._zmq.socket(zmq.ROUTER, _Socket)
         judge.setsockopt(zmq.LINGER, 0)
         judge.bind(_ZAP_ENDPOINT)
@@ -171,11 +184,7 @@ class PeerSockets:
         self._watcher = listener.get_monitor_socket(_FAILED_HANDSHAKES | zmq.EVENT_DISCONNECTED)
         for socket in (judge, listener, self._watcher):
             self._poller.watch(socket)
-        try:
-            listener.bind(f"tcp://{_bracketed(host)}:{port or '*'}")
-        except zmq.ZMQError as error:
-            raise OSError(error.errno, f"cannot listen on {host}:{port}: {error.strerror}") from None
-        return int(listener.getsockopt_string(zmq.LAST_ENDPOINT).rpartition(":")[2])
+        return listener
 
     def _socket(self, kind: int) -> zmq.Socket[bytes]:
         # No heartbeats of ZeroMQ's: when one falls due on a connection that broke while its input was stopped, libzmq 4.3.5 aborts the

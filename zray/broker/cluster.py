@@ -41,7 +41,9 @@ from zray.gcs.replication.state import concerns_tasks
 from zray.gcs.replication.timing import MOST_SILENT
 from zray.gcs.tables import CLUSTER_KEY, ROW_TABLES, ClusterRow, NodeRow, Table, encode_row, key_of
 from zray.ids import random_id
+from zray.node_port import BROKER, NodePort
 from zray.peer_transport import ClusterKey, PeerSockets
+from zray.transport import ipc_endpoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -110,7 +112,13 @@ class Cluster:
         self.key = ClusterKey.read(place.key_file)
         self._sockets = PeerSockets(context, self.own, self.key, poller)
         self.is_client = not place.host
-        self.address = "" if self.is_client else f"{place.host}:{self._sockets.listen(place.host, place.port)}"
+        self.port: NodePort | None = None
+        """To be closed when all sockets are: what they sent last goes through it."""
+        self.address = ""
+        if not self.is_client:
+            self._sockets.listen_behind(ipc_endpoint(config.directory, BROKER))
+            self.port = NodePort(place.host, place.port, config.directory)
+            self.address = f"{place.host}:{self.port.port}"
         self.links = Links(self._sockets, Prober(poller), self.own, client=self.is_client)
         self.info = NodeInfo(
             id=self.own,

@@ -767,6 +767,8 @@ class Broker:
         self.records.gcs.close()
         self.poller.close()
         self.context.close()
+        if self.cluster is not None and self.cluster.port is not None:
+            self.cluster.port.close()
         self.store.close()
         shutil.rmtree(self.config.spill_directory, ignore_errors=True)
         if not keep_log:

@@ -1,0 +1,275 @@
+"""The one port of a node: who comes to it reaches the broker, or the socket that he asks for; nobody disturbs anybody."""
+
+from __future__ import annotations
+
+import os
+import resource
+import socket
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import zmq
+
+from tests.helpers import wait_for
+from zray._door import Door
+from zray.node_port import BROKER, NodePort, opened_socket
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+class Echo:
+    """A Unix socket that gives back what it gets, with its name before it."""
+
+    def __init__(self, path: str, name: bytes) -> None:
+        self.name = name
+        self.listener = socket.socket(socket.AF_UNIX)
+        self.listener.bind(path)
+        self.listener.listen()
+        self.threads = [threading.Thread(target=self._accept)]
+        self.threads[0].start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self.listener.accept()
+            except OSError:
+                return
+            self.threads.append(threading.Thread(target=self._serve, args=(connection,)))
+            self.threads[-1].start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        with connection:
+            connection.sendall(self.name)
+            while data := connection.recv(1 << 16):
+                connection.sendall(data)
+
+    def close(self) -> None:
+        self.listener.shutdown(socket.SHUT_RDWR)
+        self.listener.close()
+        for thread in self.threads:
+            thread.join()
+
+
+@pytest.fixture
+def directory() -> Iterator[str]:
+    place = f"/tmp/zd{os.getpid()}"
+    os.mkdir(place)
+    yield place
+    for name in os.listdir(place):
+        os.unlink(os.path.join(place, name))
+    os.rmdir(place)
+
+
+@pytest.fixture
+def port(directory: str) -> Iterator[NodePort]:
+    """A port with a broker and a worker `w1` behind it."""
+    echoes = [Echo(os.path.join(directory, BROKER), b"broker:"), Echo(opened_socket(directory, "w1"), b"w1:")]
+    made = NodePort("127.0.0.1", 0, directory)
+    yield made
+    made.close()
+    for echo in echoes:
+        echo.close()
+
+
+def come_to(port: NodePort, said: bytes) -> socket.socket:
+    connection = socket.create_connection(("127.0.0.1", port.port), timeout=20)
+    connection.sendall(said)
+    return connection
+
+
+def ask(name: bytes) -> bytes:
+    """The two messages of SOCKS 5 with which a socket is asked for."""
+    return b"\5\1\0" + b"\5\1\0\3" + bytes([len(name)]) + name + b"\0\1"
+
+
+GRANTED = b"\5\0" + b"\5\0\0\1\0\0\0\0\0\0"
+
+
+def read(connection: socket.socket, size: int) -> bytes:
+    found = b""
+    while len(found) < size and (data := connection.recv(size - len(found))):
+        found += data
+    return found
+
+
+def rest(connection: socket.socket) -> bytes:
+    """What comes until the other side has nothing more to say."""
+    found = b""
+    while data := connection.recv(1 << 16):
+        found += data
+    return found
+
+
+def test_who_does_not_ask_reaches_the_broker(port: NodePort) -> None:
+    with come_to(port, b"\xff first words") as connection:
+        assert read(connection, 19) == b"broker:\xff first words"[:19]
+        connection.sendall(b"and more")
+        connection.shutdown(socket.SHUT_WR)
+        assert rest(connection).endswith(b"and more")
+    wait_for(lambda: port.door.open == 0, 20, "the connection is gone")
+    assert port.door.turned_away == 0
+
+
+def test_who_asks_reaches_the_socket_of_that_name(port: NodePort) -> None:
+    with come_to(port, ask(b"w1") + b"at once") as connection:
+        assert read(connection, len(GRANTED)) == GRANTED
+        assert read(connection, 10) == b"w1:at once"
+
+
+def test_a_greeting_may_come_in_pieces(port: NodePort) -> None:
+    with socket.create_connection(("127.0.0.1", port.port), timeout=20) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for byte in ask(b"w1"):
+            connection.sendall(bytes([byte]))
+        assert read(connection, len(GRANTED) + 3) == GRANTED + b"w1:"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        ask(b"w2"),
+        ask(b"../p"),
+        ask(b"W1"),
+        ask(b""),
+        ask(b"w" * 17),
+        ask(b"w" * 255),
+        b"\5\1\2" + ask(b"w1")[3:],  # no way without a password
+        ask(b"w1").replace(b"\0\3\2", b"\0\1\2"),  # an address instead of a name
+        b"\5\1\0\5\2\0\3\2w1\0\1",  # BIND
+        b"\5\0",
+    ],
+)
+def test_what_cannot_be_had_is_turned_away(port: NodePort, said: bytes) -> None:
+    with come_to(port, said) as connection:
+        assert rest(connection) in (b"", b"\5\0")
+    wait_for(lambda: port.door.open == 0, 20, "the connection is gone")
+    assert port.door.turned_away == 1
+
+
+def test_nobody_is_there_yet(directory: str) -> None:
+    made = NodePort("127.0.0.1", 0, directory)
+    try:
+        with come_to(made, b"x") as connection:
+            assert rest(connection) == b""
+        wait_for(lambda: made.door.turned_away == 1, 20, "it is counted")
+    finally:
+        made.close()
+
+
+def test_who_says_nothing_is_sent_away(directory: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        door = Door(listener.fileno(), opened_socket(directory, ""), os.path.join(directory, BROKER), greeting_ms=50)
+        thread = threading.Thread(target=door.serve)
+        thread.start()
+        silent = [socket.create_connection(listener.getsockname(), timeout=20) for _ in range(3)]
+        silent[1].sendall(b"\5")
+        for connection in silent:
+            assert rest(connection) == b""
+            connection.close()
+        door.stop()
+        thread.join()
+        door.close()
+        assert (door.open, door.turned_away, door.accepted) == (0, 3, 3)
+
+
+def test_much_goes_through_in_order_whatever_the_pace(port: NodePort) -> None:
+    sent = os.urandom(1 << 20) * 24
+    with come_to(port, b"\xff") as connection:
+        assert read(connection, 8) == b"broker:\xff"
+        writer = threading.Thread(target=lambda: (connection.sendall(sent), connection.shutdown(socket.SHUT_WR)))
+        writer.start()
+        with come_to(port, ask(b"w1")) as other:  # others have their turn meanwhile
+            assert read(other, len(GRANTED) + 3) == GRANTED + b"w1:"
+            other.sendall(b"ping")
+            assert read(other, 4) == b"ping"
+        assert rest(connection) == sent
+        writer.join()
+
+
+def test_the_end_of_either_side_is_told(port: NodePort, directory: str) -> None:
+    path = opened_socket(directory, "w2")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
+        connection = come_to(port, ask(b"w2"))
+        inner, _ = listener.accept()
+        inner.settimeout(20)
+        connection.sendall(b"last words")
+        connection.close()
+        assert rest(inner) == b"last words"
+        inner.close()
+        connection = come_to(port, ask(b"w2"))
+        inner, _ = listener.accept()
+        inner.sendall(b"bye")
+        inner.close()
+        assert rest(connection) == GRANTED + b"bye"
+        connection.close()
+    wait_for(lambda: port.door.open == 0, 20, "the connections are gone")
+
+
+def test_without_descriptors_people_wait_outside(port: NodePort) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    connections = [socket.socket() for _ in range(3)]
+    taken = max(int(name) for name in os.listdir("/proc/self/fd")) + 1
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (taken, hard))
+        fillers = []
+        with pytest.raises(OSError, match="Too many open files"):
+            while True:
+                fillers.append(os.dup(0))
+        for connection in connections:
+            connection.settimeout(20)
+            connection.connect(("127.0.0.1", port.port))
+            connection.sendall(b"\xff")
+        for filler in fillers:
+            os.close(filler)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    for connection in connections:
+        assert read(connection, 8) == b"broker:\xff"
+        connection.close()
+
+
+def test_a_port_that_is_taken_says_so(port: NodePort, directory: str) -> None:
+    with pytest.raises(OSError, match=f"cannot listen on 127.0.0.1:{port.port}: Address already in use"):
+        NodePort("127.0.0.1", port.port, directory)
+    with pytest.raises(OSError, match=r"cannot listen on no\.such\.host\.invalid:1"):
+        NodePort("no.such.host.invalid", 1, directory)
+
+
+def test_a_directory_that_is_too_long_says_so() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener, pytest.raises(ValueError, match="too long"):
+        Door(listener.fileno(), "/" + "x" * 100, "/p")
+
+
+def test_zeromq_asks_for_a_name_as_the_door_wants_it(port: NodePort, directory: str) -> None:
+    public, secret = zmq.curve_keypair()
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as router, context.socket(zmq.DEALER) as dealer:
+        router.linger = dealer.linger = 0
+        router.rcvtimeo = dealer.rcvtimeo = 20_000
+        router.curve_server, router.curve_publickey, router.curve_secretkey = True, public, secret
+        router.bind(f"ipc://{opened_socket(directory, 'w7')}")
+        dealer.curve_publickey, dealer.curve_secretkey = zmq.curve_keypair()
+        dealer.curve_serverkey = public
+        dealer.setsockopt(zmq.SOCKS_PROXY, f"127.0.0.1:{port.port}".encode())
+        dealer.connect("tcp://w7:1")
+        dealer.send(b"there")
+        sender, frame = router.recv_multipart()
+        router.send_multipart([sender, frame + b" and back"])
+        assert dealer.recv() == b"there and back"
+
+
+def test_ends_while_people_are_inside(directory: str) -> None:
+    echo = Echo(os.path.join(directory, BROKER), b"")
+    made = NodePort("127.0.0.1", 0, directory)
+    inside: list[Any] = [come_to(made, b"\xff") for _ in range(20)]
+    for connection in inside:
+        assert read(connection, 1) == b"\xff"
+    made.close()
+    for connection in inside:
+        assert rest(connection) == b""
+        connection.close()
+    assert made.door.open == 0
+    echo.close()

@@ -1,0 +1,32 @@
+/* The door of a node: one TCP port through which other machines reach several of its processes.
+ *
+ * Every connection to the port is joined to a Unix socket in the node's runtime directory, and bytes are carried both ways as they come. Which
+ * socket is the caller's wish, in the form of SOCKS 5 (RFC 1928: no authentication, CONNECT to a domain name); a connection that begins with
+ * anything else goes to the main one, the broker's. Who may say what is not decided here: behind each of these sockets CURVE asks for a key, and
+ * the door neither has one nor reads what it carries.
+ *
+ * Covers one thread that does nothing else. Does not cover what listens behind the door (zray/peer_transport.py).
+ */
+#ifndef ZRAY_DOOR_CORE_H
+#define ZRAY_DOOR_CORE_H
+
+#include <stdint.h>
+
+enum { ZD_NAME_MAX = 16, ZD_PATH_MAX = 108 };
+
+typedef struct zd_door {
+    int listener;             /* a TCP socket that listens, not blocking */
+    int stop;                 /* an eventfd: readable when the thread is to end */
+    int greeting_ms;          /* who has not said where he wants to go by then is sent away */
+    char prefix[ZD_PATH_MAX]; /* path of the Unix sockets that can be asked for, up to their names */
+    char main[ZD_PATH_MAX];   /* path of the one that the others go to */
+    /* Counts, for whoever looks from another thread. */
+    uint64_t accepted;
+    uint64_t turned_away; /* greetings that were none, names that nobody has, and silence */
+    uint64_t open;
+} zd_door;
+
+/* Serve until `stop` is readable, then close all connections (not the listener). Returns 0, or an errno when there is no epoll to be had. */
+int zd_serve(zd_door *door);
+
+#endif
