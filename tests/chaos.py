@@ -127,6 +127,18 @@ class Workload:
         for _ in range(rng.choice([2, 10])):
             salt, size = rng.getrandbits(60), rng.choice([0, LARGE])
             self._expect(rng.choice(self.mixers).mix.remote(salt, size), mixed(salt, size), "call")
+        for _ in range(rng.choice([0, 20, 100])):
+            self._talk()
+
+    def _talk(self) -> None:
+        """A task and a call on other nodes, each waited for: many of them go over lanes."""
+        rng = self.rng
+        salt, size = rng.getrandbits(60), rng.choice([0, 0, 0, LARGE])
+        function, kind = (mix_once, "once") if rng.random() < 0.2 else (mix, "task")
+        ref = function.options(num_cpus=0.5, resources={"seats": 0.01}).remote(salt, size, 0.0)
+        self._take(ref, mixed(salt, size), kind)
+        salt = rng.getrandbits(60)
+        self._take(rng.choice(self.mixers).mix.remote(salt, 0), mixed(salt, 0), "call")
 
     def _chain(self, pause: float) -> None:
         rng = self.rng
@@ -149,19 +161,22 @@ class Workload:
         """Wait for all that was submitted; AssertionError when a result is wrong or missing."""
         waiting, self.waiting = self.waiting, []
         for ref, expected, kind in waiting:
-            try:
-                found = zray.get(ref, timeout=PATIENCE * SLACK)
-                if kind == "box":
-                    found = zray.get(found[0], timeout=PATIENCE * SLACK)
-            except DOCUMENTED as error:
-                lost = kind in ("call", "box") and isinstance(error, exceptions.ObjectLostError)
-                if not (kind == "once" or lost):
-                    raise AssertionError(f"a {kind} failed: {type(error).__name__}: {error}") from error
-                name = type(error).__name__
-                self.failed[name] = self.failed.get(name, 0) + 1
-                continue
-            assert found == expected, f"a {kind} returned {len(found)} bytes that are not the {len(expected)} expected"
-            self.right += 1
+            self._take(ref, expected, kind)
+
+    def _take(self, ref: Any, expected: bytes, kind: str) -> None:
+        try:
+            found = zray.get(ref, timeout=PATIENCE * SLACK)
+            if kind == "box":
+                found = zray.get(found[0], timeout=PATIENCE * SLACK)
+        except DOCUMENTED as error:
+            lost = kind in ("call", "box") and isinstance(error, exceptions.ObjectLostError)
+            if not (kind == "once" or lost):
+                raise AssertionError(f"a {kind} failed: {type(error).__name__}: {error}") from error
+            name = type(error).__name__
+            self.failed[name] = self.failed.get(name, 0) + 1
+            return
+        assert found == expected, f"a {kind} returned {len(found)} bytes that are not the {len(expected)} expected"
+        self.right += 1
 
 
 # -- bad luck ----------------------------------------------------------------------------------------------------------

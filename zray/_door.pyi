@@ -1,5 +1,10 @@
 """Types of `_door.pyx`."""
 
+from typing import Final
+
+FIRST: Final[int]
+LAST: Final[int]
+
 class Door:
     def __init__(self, listener: int, prefix: str, main: str, greeting_ms: int = 4000) -> None: ...
     def serve(self) -> None: ...

@@ -8,7 +8,8 @@ import os
 
 cdef extern from "_door_core.h" nogil:
     enum:
-        ZD_NAME_MAX
+        ZD_FIRST
+        ZD_LAST
         ZD_PATH_MAX
     ctypedef struct zd_door:
         int listener
@@ -22,6 +23,11 @@ cdef extern from "_door_core.h" nogil:
     int zd_serve(zd_door *door)
 
 
+FIRST = ZD_FIRST
+LAST = ZD_LAST
+"""Lengths of routing ids that ask for the socket of that number."""
+
+
 cdef class Door:
     """Carries bytes between one TCP port and Unix sockets, in the thread that calls `serve`."""
 
@@ -31,13 +37,13 @@ cdef class Door:
         """
         Args:
             listener: descriptor of a TCP socket that listens; not closed here, and made not to block.
-            prefix: path of the Unix sockets that can be asked for, up to their names.
+            prefix: path of the Unix sockets that can be asked for, up to their numbers (`FIRST` to `LAST`).
             main: path of the one for all connections that do not ask.
-            greeting_ms: milliseconds within which a connection must say what it wants.
+            greeting_ms: milliseconds within which a connection must greet.
         """
         self.d.stop = -1
         cdef bytes stem = os.fsencode(prefix), default = os.fsencode(main)
-        if max(len(stem) + ZD_NAME_MAX, len(default)) >= ZD_PATH_MAX:
+        if max(len(stem) + 3, len(default)) >= ZD_PATH_MAX:
             raise ValueError(f"the runtime directory is too long for a socket address: {prefix}")
         strncpy(self.d.prefix, stem, ZD_PATH_MAX - 1)
         strncpy(self.d.main, default, ZD_PATH_MAX - 1)
@@ -74,7 +80,7 @@ cdef class Door:
 
     @property
     def turned_away(self):
-        """Connections that asked for nothing in time, or for what there is not."""
+        """Connections that did not greet in time, or asked for what there is not."""
         return self.d.turned_away
 
     @property

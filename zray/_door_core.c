@@ -10,6 +10,7 @@
 #include <errno.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -26,10 +27,9 @@ enum {
     KEEPALIVE_IDLE_S = 30,   /* a machine that has gone without a word is noticed */
     KEEPALIVE_PROBES = 4,
     KEEPALIVE_INTERVAL_S = 10,
-    GREETING_MAX = 2 + 255 + 4 + 1 + 255 + 2,
+    GREETING_BYTES = 10,
 };
-enum { GREETING, ASKED, JOINED }; /* nothing decided; SOCKS agreed, the name is to come; bytes are carried */
-enum { SOCKS = 5, CONNECT = 1, DOMAIN_NAME = 3, NO_AUTHENTICATION = 0 };
+enum { GREETING, JOINED };
 
 typedef struct pipe_half {
     int from, to;
@@ -44,9 +44,9 @@ typedef struct joint {
     struct joint *next_busy;
     pipe_half in, out;
     uint64_t since_ms;
-    uint16_t heard; /* bytes of the greeting */
     uint8_t state, busy, dead;
-    uint8_t greeting[GREETING_MAX];
+    uint8_t heard; /* bytes of the greeting */
+    uint8_t greeting[GREETING_BYTES];
 } joint;
 
 typedef struct room {
@@ -187,7 +187,9 @@ static void serve_busy(room *r) {
 /* Join a connection to the Unix socket at `path`; returns whether there is one. */
 static int join(room *r, joint *j, const char *path) {
     struct sockaddr_un to = {.sun_family = AF_UNIX};
-    strncpy(to.sun_path, path, sizeof to.sun_path - 1);
+    size_t length = strlen(path);
+    if (length >= sizeof to.sun_path) return 0;
+    memcpy(to.sun_path, path, length);
     int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     if (fd < 0) return 0;
     if (connect(fd, (struct sockaddr *)&to, sizeof to)) {
@@ -203,46 +205,31 @@ static int join(room *r, joint *j, const char *path) {
     return 1;
 }
 
-/* Take the greeting in, as far as it has come: 0 when more is to come or it is joined, -1 when it is none. */
+/* The number of the socket that a greeting asks for; 0: the broker's. */
+static uint32_t asked_for(const uint8_t *greeting) {
+    uint64_t length = 0;
+    if (greeting[0] != 0xff || greeting[GREETING_BYTES - 1] != 0x7f) return 0;
+    for (int i = 1; i <= 8; i++) length = length << 8 | greeting[i];
+    return length > ZD_FIRST && length <= ZD_LAST + 1 ? (uint32_t)length - 1 : 0;
+}
+
+/* Take the greeting in, as far as it has come: 0 when more is to come or it is joined, -1 when nobody is there for it. */
 static int greet(room *r, joint *j) {
-    while (j->heard < sizeof j->greeting) {
-        ssize_t n = recv(j->in.from, j->greeting + j->heard, sizeof j->greeting - j->heard, 0);
+    while (j->heard < GREETING_BYTES) {
+        ssize_t n = recv(j->in.from, j->greeting + j->heard, GREETING_BYTES - j->heard, 0);
         if (n < 0 && errno == EINTR) continue;
-        if (n < 0 && errno == EAGAIN) break;
-        if (n <= 0) return -1;
-        j->heard += (uint16_t)n;
-        if (j->greeting[0] != SOCKS) {
-            if (keep(&j->in, j->greeting, j->heard)) return -1;
-            return join(r, j, r->door->main) ? 0 : -1;
+        if (n < 0 && errno == EAGAIN) return 0;
+        if (n <= 0) {
+            if (n < 0 || !j->heard) return -1;
+            break; /* the broker counts those, too */
         }
+        j->heard += (uint8_t)n;
     }
-    const uint8_t *said = j->greeting;
-    if (j->state == GREETING) {
-        if (j->heard < 2 || j->heard < 2 + said[1]) return 0;
-        if (!memchr(said + 2, NO_AUTHENTICATION, said[1])) return -1;
-        static const uint8_t agreed[] = {SOCKS, NO_AUTHENTICATION};
-        if (send(j->in.from, agreed, sizeof agreed, MSG_NOSIGNAL) != sizeof agreed) return -1;
-        j->state = ASKED;
-    }
-    uint32_t at = 2u + said[1];
-    if (j->heard < at + 5) return 0;
-    const uint8_t *wish = said + at;
-    uint32_t length = wish[4], whole = at + 5 + length + 2;
-    if (wish[0] != SOCKS || wish[1] != CONNECT || wish[3] != DOMAIN_NAME || length == 0 || length > ZD_NAME_MAX) return -1;
-    if (j->heard < whole) return 0;
-    char path[sizeof r->door->prefix + ZD_NAME_MAX + 1];
-    size_t end_of_prefix = strlen(r->door->prefix);
-    memcpy(path, r->door->prefix, end_of_prefix);
-    for (uint32_t i = 0; i < length; i++) {
-        uint8_t c = wish[5 + i];
-        if (!((c >= 'a' && c <= 'z') || (c >= '0' && c <= '9'))) return -1;
-        path[end_of_prefix + i] = (char)c;
-    }
-    path[end_of_prefix + length] = 0;
-    static const uint8_t granted[] = {SOCKS, 0, 0, 1, 0, 0, 0, 0, 0, 0};
-    if (j->heard > whole && keep(&j->in, said + whole, j->heard - whole)) return -1;
-    if (!join(r, j, path)) return -1;
-    return send(j->in.from, granted, sizeof granted, MSG_NOSIGNAL) == sizeof granted ? 0 : -1;
+    uint32_t number = j->heard == GREETING_BYTES ? asked_for(j->greeting) : 0;
+    char path[sizeof r->door->prefix + 16];
+    snprintf(path, sizeof path, "%s%u", r->door->prefix, number);
+    if (keep(&j->in, j->greeting, j->heard)) return -1;
+    return join(r, j, number ? path : r->door->main) ? 0 : -1;
 }
 
 static void let_in(room *r) {

@@ -26,7 +26,9 @@ from zray.session import RUNNING, TaskContext
 
 if TYPE_CHECKING:
     import collections
+    from collections.abc import Callable
 
+    from zray.lane_ends import LaneEnds
     from zray.task import TaskSpec
     from zray.worker import Worker
 
@@ -51,6 +53,8 @@ class ActorHost:
         self._pool: queue.SimpleQueue[TaskSpec | None] = queue.SimpleQueue()
         self._running = 0
         self._state_lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._look_again: Callable[[], object] | None = None
         self._coroutines: dict[int, asyncio.Task[None]] = {}
         """Asynchronous calls under way, by the word that names them in a cancellation."""
 
@@ -213,12 +217,20 @@ class ActorHost:
                 start_some()
 
         loop.add_reader(worker.inbox.fileno(), readable)
+        self._loop, self._look_again = loop, lambda: loop.call_soon(readable)
+        if self.executor.lanes is not None:
+            self.lanes_opened(self.executor.lanes)
         while True:
             readable()
             await asyncio.sleep(_NOTICE_INTERVAL_S if worker.notices.waiting or under_way or self.exiting else 0.2)
             worker.notices.flush(idle=not under_way)
             if self.exiting and not under_way and not waiting:
                 self.leave()
+
+    def lanes_opened(self, lanes: LaneEnds) -> None:
+        """Answers leave on the socket that an event loop waits for: what comes in that moment is not signalled again."""
+        if self._loop is not None:
+            lanes.later, lanes.on_answer = self._loop.call_soon, self._look_again
 
     def cancel(self, call: bytes) -> None:
         """Cancel an asynchronous call, if it is under way."""

@@ -136,6 +136,7 @@ def init(
     ignore_reinit_error: bool = False,
     preload: Sequence[str] | None = None,
     cluster_key: str | None = None,
+    own_scheduler: bool = False,
     **compatible: Any,
 ) -> SessionContext:
     """Start a session on this machine and connect to it, or connect to a cluster that runs.
@@ -157,6 +158,9 @@ def init(
         preload: modules that all workers have imported before they start (default: numpy).
         cluster_key: a copy of the key file of the cluster's head, for connecting from outside; default: what the environment
             variable ZRAY_CLUSTER_KEY names. Not used where a node of the cluster runs.
+        own_scheduler: with the address of a cluster: start a scheduler beside this process, which queues and places the tasks of this job alone, and ends
+            with it. One that submits hundreds of thousands of tasks then keeps no other waiting in the queues of a node's broker. What this
+            process puts and gets is in a store of its own (`object_store_memory`). Programs from outside the cluster have one anyway.
         compatible: settings of Ray that have no effect here (include_dashboard, logging_level, _system_config ...).
 
     Returns:
@@ -178,6 +182,10 @@ def init(
             )
         _check_init(num_cpus, num_gpus, memory, resources, object_store_memory, compatible)
         address = os.environ.get("ZRAY_ADDRESS") or "local" if address is None else address
+        if own_scheduler and address == "local":
+            raise ValueError(
+                "zray.init(own_scheduler=True) is for programs that connect to a cluster: give its address. A session of one's own is not shared"
+            )
         if address != "local":
             given = {
                 "num_cpus": num_cpus,
@@ -203,7 +211,8 @@ def init(
             if address == "local":
                 started = nodes_.start(settings, os.getpid())
             else:
-                started = _find_node(address, settings, cluster_key or os.environ.get("ZRAY_CLUSTER_KEY", ""))
+                key_file = cluster_key or os.environ.get("ZRAY_CLUSTER_KEY", "")
+                started = _find_node(address, settings, key_file, own_scheduler)
             session = _connect(started, namespace, log_to_driver)
             _node = started
             submitter = Submitter(session)
@@ -263,14 +272,18 @@ def _is_address(text: str) -> bool:
     return bool(host) and port.isdigit() and 0 < int(port) < 1 << 16
 
 
-def _find_node(address: str, settings: nodes_.NodeSettings, key_file: str) -> nodes_.Node | nodes_.RunningNode:
-    """Return this user's node on this machine that belongs to a cluster, or one that connects this process from outside."""
+def _find_node(
+    address: str, settings: nodes_.NodeSettings, key_file: str, own_scheduler: bool
+) -> nodes_.Node | nodes_.RunningNode:
+    """Return this user's node on this machine that belongs to a cluster, or one that connects this process alone."""
     running = nodes_.running_nodes()
     found = running[0] if address == "auto" and running else None
     for place in ("address", "head"):
         for node in running:
             if found is None and getattr(node.record, place) == address:
                 found = node
+    if found is not None and own_scheduler:
+        return nodes_.start_job_scheduler(settings, os.getpid(), found.record)
     if found is not None:
         if settings.object_store_memory is not None:
             _check_joining(address, ["object_store_memory"])
@@ -534,6 +547,7 @@ def cancel(ref: ObjectRef, *, force: bool = False, recursive: bool = True) -> No
         raise TypeError("zray.cancel() takes the reference of a task's result: nothing runs to make what was put")
     session = current_session()
     if not session.store.done(ref):
+        submitter_of(session).hand_over_lanes()
         session.tell(wire.CancelTask(ref.task_id(), force, recursive))
 
 

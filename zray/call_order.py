@@ -60,6 +60,11 @@ class CallOrder:
             found.next += 1
         return ready
 
+    def is_new(self, caller: int, sequence: int) -> bool:
+        """Whether no call with this number has come from a caller."""
+        found = self._callers.get(caller)
+        return found is None or (sequence >= found.next and sequence not in found.held)
+
     def gone(self, caller: int) -> list[TaskSpec]:
         """Forget a caller that is dead; return what it sent before its turn, in order: what is missing will not
         come."""

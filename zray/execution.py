@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from zray.checkpointing import Journal
+    from zray.lane_ends import LaneEnds
     from zray.session import Session
 
 _NOT_SEALED: Final = (errors.ObjectStoreFullError, errors.OutOfDiskError, errors.ZraySystemError, OSError)
@@ -86,6 +87,10 @@ class Executor:
         """Words of cancelled calls, the newest last: they were interrupted, or lie in the inbox, or had just ended."""
         self.journal: Journal | None = None
         """Of an actor with checkpoints: results go through it."""
+        self.lanes: LaneEnds | None = None
+        """Of an actor that is called from other nodes directly: it wants to know of results."""
+        self._wrote = False
+        """The call that ended last had written output."""
         self._log_position = 0
         self._last_name = ""
 
@@ -106,6 +111,8 @@ class Executor:
             return None
         slots = self.store.claim(spec.id, shape.num_returns, spec.attempt)
         if slots is None:
+            if self.lanes is not None:
+                self.lanes.ended(spec.id, None)
             self.notices.add(spec.id, wire.DONE_SKIPPED, 0)
             return None
         strategy = shape.strategy or self.session.root.strategy
@@ -292,6 +299,9 @@ class Executor:
             if code == _store.TELL_BROKER:
                 index = 1 + (slots.index(slot) if len(slots) > 1 else 0)
                 self.notices.sealed(_store.with_index(call.spec.id, index))
+        if self.lanes is not None:
+            micros = (time.perf_counter_ns() - call.start) // 1000
+            self.lanes.ended(call.spec.id, None if self._wrote or code < 0 else packed[0], micros)
 
     def seal_outcome(
         self, call: Claimed, packed: list[serialization.Packed], status: int, micros: int, notices: Notices
@@ -322,6 +332,8 @@ class Executor:
             status = wire.DONE_CANCELLED
         elif self._shall_retry(call, error):
             self.publish_log()
+            if self.lanes is not None:
+                self.lanes.ended(call.spec.id, None)
             self.notices.add(call.spec.id, wire.DONE_RETRY, micros)
             self.notices.flush()
             return
@@ -459,7 +471,8 @@ class Executor:
         except ValueError:
             return
         position = _output_position()
-        if position == self._log_position:
+        self._wrote = position != self._log_position
+        if not self._wrote:
             return
         self._log_position = position
         self.store.add_global(wire.GLOBAL_LOG_EVENTS, 1)

@@ -186,6 +186,8 @@ class ClusterSettings(msgspec.Struct, frozen=True):
     """Head: seconds for which the other nodes outlive it. Default: HEAD_GRACE_S when it has storage to come back with, or replicas, else 0."""
     replicas: int = 1
     """Head: nodes that keep its tables, itself among them: with 3, one of the others becomes the head when it dies."""
+    serves_one: bool = False
+    """It is to schedule one driver's job, and nothing runs on it."""
 
 
 class NodeRecord(msgspec.Struct, frozen=True):
@@ -204,6 +206,8 @@ class NodeRecord(msgspec.Struct, frozen=True):
     head: str
     """host:port of the cluster's head."""
     key_file: str
+    serves_one: bool = False
+    """It is the scheduler of one driver's job: not for others to connect to."""
 
 
 class RunningNode:
@@ -293,10 +297,31 @@ def start_gateway(settings: NodeSettings, driver_pid: int, head: str, key_file: 
     from zray.peer_transport import ClusterKey
 
     ClusterKey.read(key_file)
-    bare = NodeSettings(
+    return start(_bare(settings), driver_pid, ClusterSettings("", head=head, key_file=key_file))
+
+
+def start_job_scheduler(settings: NodeSettings, driver_pid: int, beside: NodeRecord) -> Node:
+    """Start a node that schedules one driver's job: it queues and places that driver's tasks on all nodes of the cluster, has none of its own,
+    and ends with the driver.
+
+    Args:
+        settings: the size of its store, and whether output is wanted; it has nothing else.
+        driver_pid: the driver.
+        beside: a node of the cluster on this machine.
+
+    Raises:
+        ZraySystemError: it cannot be started, or the cluster does not take it.
+    """
+    host = beside.address.rpartition(":")[0]
+    place = ClusterSettings(host, head=beside.head, key_file=beside.key_file, serves_one=True)
+    return start(_bare(settings), driver_pid, place)
+
+
+def _bare(settings: NodeSettings) -> NodeSettings:
+    """What a node has on which nothing runs."""
+    return NodeSettings(
         object_store_memory=settings.object_store_memory, preload=[], log_to_driver=settings.log_to_driver
     )
-    return start(bare, driver_pid, ClusterSettings("", head=head, key_file=key_file))
 
 
 def running_nodes() -> list[RunningNode]:
@@ -312,7 +337,7 @@ def running_nodes() -> list[RunningNode]:
             held = _is_held(entry.path)
         except (OSError, msgspec.MsgspecError):
             continue
-        if held and record.address:
+        if held and record.address and not record.serves_one:
             found.append((made, RunningNode(record)))
     found.sort(key=lambda item: item[0], reverse=True)
     return [node for _, node in found]
@@ -440,6 +465,7 @@ def start(settings: NodeSettings, driver_pid: int, cluster: ClusterSettings | No
             address=address,
             head=address if place is None else place.head or address,
             key_file="" if place is None else place.key_file,
+            serves_one=place is not None and place.serves_one,
         )
         _write_record(record)
         undo.pop_all()
@@ -473,6 +499,7 @@ def _place(cluster: ClusterSettings, directory: str) -> ClusterConfig:
         cluster.storage,
         grace,
         cluster.replicas,
+        cluster.serves_one,
     )
 
 
@@ -505,7 +532,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 def _resources(
     settings: NodeSettings, memory: int, store_capacity: int, cluster: ClusterSettings | None
 ) -> dict[str, float]:
-    if cluster is not None and not cluster.host:
+    if cluster is not None and (cluster.serves_one or not cluster.host):
         return {}  # nothing runs there
     gpus = gpu_count() if settings.num_gpus is None else settings.num_gpus
     found = {

@@ -1,6 +1,6 @@
-"""The one TCP port of a node: who connects to it reaches the broker, or a worker that the broker has opened.
+"""The one TCP port of a node: who connects to it reaches the broker, or a process that the broker has opened.
 
-Covers the listening socket, the thread that serves it, and the names of what is behind it. Does not cover carrying bytes (`_door_core.h`), nor who
+Covers the listening socket, the thread that serves it, and the numbers of what is behind it. Does not cover carrying bytes (`_door_core.h`), nor who
 is let in: each socket behind the port asks for a key itself (`zray.peer_transport`, `zray.transport`).
 """
 
@@ -11,18 +11,19 @@ import socket
 import threading
 from typing import Final
 
-from zray._door import Door
+from zray._door import FIRST, LAST, Door
 
 BROKER: Final = "p"
 """Name of the socket that the broker binds for other nodes, in the runtime directory."""
+NUMBERS: Final = range(FIRST, LAST + 1)
+"""Of sockets that can be asked for: whoever connects with a routing id so long is taken there."""
 _OPENED: Final = "x"
-"""Names of sockets that can be asked for begin with this; the rest is what is asked for."""
 _BACKLOG: Final = 256
 
 
-def opened_socket(directory: str, name: str) -> str:
-    """Return the path of the socket that is reached by asking a node's port for `name`."""
-    return os.path.join(directory, _OPENED + name)
+def opened_socket(number: int) -> str:
+    """Return the name of the socket with a number, in the runtime directory."""
+    return f"{_OPENED}{number}"
 
 
 class NodePort:
@@ -32,7 +33,7 @@ class NodePort:
         """Listen on host:port (0: any free port), and let people in to sockets of a runtime directory. OSError: the address cannot be had."""
         self._listener = _listen(host, port)
         self.port = int(self._listener.getsockname()[1])
-        self.door = Door(self._listener.fileno(), opened_socket(directory, ""), os.path.join(directory, BROKER))
+        self.door = Door(self._listener.fileno(), os.path.join(directory, _OPENED), os.path.join(directory, BROKER))
         self._thread = threading.Thread(target=self.door.serve, name="zray-door", daemon=True)
         self._thread.start()
 

@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import zmq
 from zmq.utils import z85
 
-from zray.transport import _Socket, has_input
+from zray.node_port import BROKER, NodePort
+from zray.transport import _Socket, bracketed, has_input, ipc_endpoint
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -138,6 +139,7 @@ class PeerSockets:
         self._poller = poller
         self._accepting = 1 << (context.io_threads - 1)
         """The I/O thread of connections that others make, bulk among them: what this process says of itself goes through the first."""
+        self._port: NodePort | None = None
         self._listener: zmq.Socket[bytes] | None = None
         self._judge: zmq.Socket[bytes] | None = None
         self._watcher: zmq.Socket[bytes] | None = None
@@ -161,14 +163,22 @@ class PeerSockets:
         """Listen on host:port (0: any free port); return the port. OSError: the address cannot be had."""
         listener = self._listen()
         try:
-            listener.bind(f"tcp://{_bracketed(host)}:{port or '*'}")
+            listener.bind(f"tcp://{bracketed(host)}:{port or '*'}")
         except zmq.ZMQError as error:
             raise OSError(error.errno, f"cannot listen on {host}:{port}: {error.strerror}") from None
         return int(listener.getsockopt_string(zmq.LAST_ENDPOINT).rpartition(":")[2])
 
-    def listen_behind(self, endpoint: str) -> None:
-        """Listen where a node's port (`zray.node_port`) brings those who come to it."""
-        self._listen().bind(endpoint)
+    def listen_behind_door(self, host: str, port: int, directory: str) -> int:
+        """The same for the one port of a node, through which other sockets of its runtime directory are reached as well (`zray.node_port`)."""
+        self._listen().bind(ipc_endpoint(directory, BROKER))
+        self._port = NodePort(host, port, directory)
+        return self._port.port
+
+    def close_door(self) -> None:
+        """Let nobody in any more. After all that was to leave has left: it goes through there."""
+        if self._port is not None:
+            self._port.close()
+            self._port = None
 
     def _listen(self) -> zmq.Socket[bytes]:
         """Make the socket for connections of others."""
@@ -472,7 +482,7 @@ def _connect(socket: zmq.Socket[bytes], name: bytes, key: ClusterKey, address: s
     socket.setsockopt(zmq.RECONNECT_IVL_MAX, _RECONNECT_MAX_MS)
     monitor = socket.get_monitor_socket(_FAILED_HANDSHAKES | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
     host, _, port = address.rpartition(":")
-    socket.connect(f"tcp://{_bracketed(host)}:{port}")
+    socket.connect(f"tcp://{bracketed(host)}:{port}")
     return monitor
 
 
@@ -490,8 +500,3 @@ def _monitored(parts: list[bytes]) -> int:
     """Return the kind of a monitor's message (https://libzmq.readthedocs.io/en/latest/zmq_socket_monitor.html): the first 16 bits of its first part.
     (PyZMQ's own reader of them would load asyncio for it.)"""
     return int.from_bytes(parts[0][:2], sys.byteorder)
-
-
-def _bracketed(host: str) -> str:
-    """IPv6 addresses stand in brackets."""
-    return f"[{host}]" if ":" in host and not host.startswith("[") else host

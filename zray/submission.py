@@ -11,7 +11,8 @@ finds them half a millisecond later. The flusher sleeps unless something is pack
 as it has that lease and its previous call there is done, it sends the next straight to that worker. All else goes through the broker.
 
 **Routes of an actor call.** Straight to the actor's inbox, numbered per caller and incarnation; through the broker while the actor is not (or no longer)
-alive, and for the first call to an incarnation that replaced another.
+alive, and for the first call to an incarnation that replaced another. To an actor on another node through the brokers, or, when calls come one after
+another, over a lane (`zray.lanes`).
 
 **Interrupts.** A signal handler (Ctrl-C, an alarm) may raise between any two steps. A call that was interrupted before it has a number is
 taken back (`Submitter.take_back`); one that has a number is sent, perhaps twice. Everywhere else the order of steps is such that what was
@@ -29,9 +30,10 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from zray import _store, errors, failures, serialization, wire
+from zray.lanes import FarActor, FarWorker, Lane, LaneReader, Sent
 from zray.object_store import NOT_HERE, ObjectRef, StoreFull
 from zray.session import reply_value
-from zray.task import ARGS_IN_OBJECT, NO_DEPS, CallShape, TaskSpec
+from zray.task import ARGS_IN_OBJECT, NO_DEPS, CallShape, LaneTag, TaskSpec
 
 if TYPE_CHECKING:
     from zray.session import Session, TaskContext
@@ -44,6 +46,8 @@ _FRAMES_AHEAD: Final = 256
 _ARGS_INLINE: Final = 16 << 10
 """Packed arguments larger than this travel as an object."""
 _CALM_CALLS: Final = 2
+_CALM_AGAIN: Final = -200
+"""Where the count of such calls begins when there was no worker to be had."""
 """Consecutive calls whose predecessor had finished, after which a lease is asked for."""
 _FLUSH_DELAY_S: Final = 0.0005
 _BURST_S: Final = 0.0002
@@ -119,12 +123,14 @@ def _taken_back(task: bytes, shape: CallShape) -> bytes:
 class _ShapeUse:
     """What this process knows of one shape: its lease and how calmly it is called."""
 
-    __slots__ = ("calm", "defined", "last_slot", "lease", "reply", "shape")
+    __slots__ = ("calm", "defined", "far", "last_slot", "lease", "reply", "shape")
 
     def __init__(self, shape: CallShape) -> None:
         self.shape = shape
         self.defined = False
         self.lease: wire.Lease | None = None
+        self.far: FarWorker | None = None
+        """What another node has lent, where no worker of this one can run it."""
         self.reply: ObjectRef | None = None
         self.last_slot = 0
         self.calm = 0
@@ -141,6 +147,7 @@ class Submitter:
         self._links_in_use: dict[bytes, ActorLink] = {}
         """Those that must outlive the handles here: their actor lives, or may yet, and knows the numbers of this process."""
         self._links_swept_at = _LINKS_UNSWEPT
+        self.lane_reader = LaneReader(self)
         self._uses: dict[bytes, _ShapeUse] = {}
         self._tasks: list[TaskSpec] = []
         self._parent = b""
@@ -178,8 +185,12 @@ class Submitter:
                 use = self._uses.get(shape.key)
                 if use is None:
                     use = self._uses[shape.key] = _ShapeUse(shape)
-                lease = self._usable_lease(use, call)
-                if lease is not None:
+                lease = None if use.far is not None else self._usable_lease(use, call)
+                if use.far is not None:
+                    refs = self._submit_far(use, use.far, spec, call, site, context)
+                    if refs is not None:
+                        return refs
+                elif lease is not None:
                     refs = self._submit_direct(use, lease, spec, call, site)
                     if refs is not None:
                         return refs
@@ -295,10 +306,36 @@ class Submitter:
         found = store.read(use.reply)
         use.reply = None
         use.calm = 0
-        if found is NOT_HERE or found[0] & _store.KIND_ERROR_FLAG:
+        if found is NOT_HERE or found[0] & _store.KIND_ERROR_FLAG or not len(found[2]):
+            use.calm = _CALM_AGAIN
             return None
-        use.lease = reply_value(bytes(found[2]), wire.Lease)
+        lease = reply_value(bytes(found[2]), wire.Lease)
+        if lease.far is not None:
+            use.far = FarWorker(self, lease.far)
+        else:
+            use.lease = lease
         return use.lease
+
+    def _submit_far(
+        self, use: _ShapeUse, far: FarWorker, spec: TaskSpec, call: PackedCall, site: str, context: TaskContext
+    ) -> list[ObjectRef] | None:
+        """Send a task straight to a worker that another node has lent; None when it must take the ordinary way."""
+        if far.is_over():
+            far.give_up()
+            use.far = None
+            use.calm = 0 if far.was_reached() else _CALM_AGAIN
+        elif call.refs is None and far.may_send() and self.lane_reader.fits(use.shape, call.stream):
+            if use.last_slot and self.session.store.slot_pending(use.last_slot):
+                return None  # the one before runs still: this one shall run beside it
+            refs = [self.expect(_store.with_index(spec.id, 1), 0, None, None, site)]
+            lane = far.lane
+            spec.sequence = lane.last + 1
+            sent = Sent(spec.sequence, use.shape, _encode(spec), refs[0], time.monotonic(), context.task)
+            use.last_slot = refs[0].slot
+            lane.last = spec.sequence
+            self.lane_reader.send(sent, lane)
+            return refs
+        return None
 
     def _submit_direct(
         self, use: _ShapeUse, lease: wire.Lease, spec: TaskSpec, call: PackedCall, site: str
@@ -370,6 +407,21 @@ class Submitter:
         self._dirty[link.actor] = link
         self._wake_flusher()
 
+    def hand_over_lanes(self) -> None:
+        """Have the brokers know of all calls: they are about to be asked for something."""
+        with self.lock:
+            self.lane_reader.hand_over_all()
+
+    def through_brokers(self, actor: bytes, calls: list[Sent], lane: LaneTag) -> None:
+        """Send calls of a lane through the brokers (callers hold the lock)."""
+        self.flush()
+        for call in calls:
+            self.define_at_broker(call.shape)
+        session = self.session
+        bodies = [msgspec.Raw(call.body) for call in calls]
+        message = wire.SubmitActorCalls(session.store.process, session.job, actor, 0, bodies, lane)  # type: ignore[arg-type]
+        session.broker.send(wire.encode(message))
+
     # -- flushing -----------------------------------------------------------------------------------------------------
 
     def flush(self) -> None:
@@ -415,6 +467,7 @@ class Submitter:
     def stop(self) -> None:
         """Send what is packed and end the flusher."""
         self.flush()
+        self.lane_reader.stop()
         self._stopping = True
         if self._flusher is not None:
             self._wake_flusher()
@@ -427,7 +480,9 @@ class ActorLink:
     __slots__ = (
         "__weakref__",
         "_calls",
+        "_far",
         "_for_broker",
+        "_for_broker_lane",
         "_sent_at",
         "_unfinished",
         "actor",
@@ -458,7 +513,9 @@ class ActorLink:
         """Packed failure that ends every further call."""
         self._calls: list[msgspec.Raw] = []
         self._for_broker: list[msgspec.Raw] = []
-        """Packed calls that take the way through the broker."""
+        """Packed calls that take the way through the broker, of one lane or of none."""
+        self._for_broker_lane: LaneTag | None = None
+        self._far = FarActor(submitter, actor)
         self._sent_at = 0.0
         """When calls last left for the broker."""
         self._unfinished: collections.deque[bytes] = collections.deque()
@@ -481,18 +538,20 @@ class ActorLink:
         context = session.current()
         task = context.next_child_id()
         number = 0
+        lane: Lane | None = None
         with submitter.lock:
             try:
                 if not self.process and self.known_dead is None:
                     self._look_up()
+                if not self.process and session.in_cluster and self.known_dead is None:
+                    lane = self._far.ready()
                 if max_pending > 0 and self.known_dead is None and self._pending() >= max_pending:
                     raise errors.PendingCallsLimitExceeded(
                         f"the actor has {max_pending} unfinished calls, as many as max_pending_calls allows; wait for some of them"
                     )
                 while True:
-                    spec = TaskSpec(
-                        task, shape.key, call.stream, call.kind, call.dep_ids, call.borrowed, 0, self.sequence + 1
-                    )
+                    last = self.sequence if lane is None else lane.last
+                    spec = TaskSpec(task, shape.key, call.stream, call.kind, call.dep_ids, call.borrowed, 0, last + 1)
                     body = _encode(spec)
                     try:
                         refs = [submitter.expect(_store.with_index(task, 1), self.process, held, body, site)]
@@ -506,7 +565,12 @@ class ActorLink:
                         refs.append(submitter.expect(further, self.process, None, None, site))
                     except _store.TargetGone:  # who comes to the first finds the others
                         refs.append(submitter.expect(further, 0, None, None, site))
-                number = self.sequence = spec.sequence
+                number = spec.sequence
+                if lane is not None:
+                    lane.last = number
+                    self._route_far(lane, shape, call, body, refs[0])
+                    return refs
+                self.sequence = number
                 if number == 1:  # from now on the actor knows the numbers of this process, or will
                     submitter._links_in_use[self.actor] = self
                 if max_pending > 0 and not self.process:
@@ -514,7 +578,10 @@ class ActorLink:
                 self._route(shape, spec, body, refs)
             except BaseException:
                 if number:  # the actor runs no later call before it has this one
-                    self._route(shape, spec, body, refs)
+                    if lane is not None:
+                        self._pack_for_broker(shape, body, lane.tag(True))
+                    else:
+                        self._route(shape, spec, body, refs)
                     submitter.packed_at(self)
                 else:
                     submitter.take_back(task, shape)
@@ -532,10 +599,24 @@ class ActorLink:
         else:
             # The first call to a later incarnation, too: earlier calls, meant for the one before, may still be with the broker.
             self._pack_for_broker(shape, body)
+            self._far.called(refs[0].slot)
 
-    def _pack_for_broker(self, shape: CallShape, body: bytes) -> None:
+    def _route_far(self, lane: Lane, shape: CallShape, call: PackedCall, body: bytes, ref: ObjectRef) -> None:
+        """Have a call go its way that is numbered in a lane."""
+        reader = self.submitter.lane_reader
+        self._far.called(ref.slot)
+        if call.refs is None and lane.may_send() and reader.fits(shape, call.stream):
+            if not reader.send(Sent(lane.last, shape, body, ref, time.monotonic()), lane):
+                self.submitter.packed_at(self)
+        else:
+            self._pack_for_broker(shape, body, lane.tag(False))
+
+    def _pack_for_broker(self, shape: CallShape, body: bytes, lane: LaneTag | None = None) -> None:
         """Have a call go through the broker: at once, or in one frame with others that come right behind."""
         calls = self._for_broker
+        if calls and lane != self._for_broker_lane:
+            self._send_to_broker()
+        self._for_broker_lane = lane
         self.submitter.define_at_broker(shape)
         calls.append(msgspec.Raw(body))
         if len(calls) >= _FRAME_TASKS or time.monotonic() - self._sent_at > _BURST_S:
@@ -551,6 +632,7 @@ class ActorLink:
             self.actor,
             self.incarnation,
             self._for_broker,  # type: ignore[arg-type]
+            self._for_broker_lane,
         )
         session.broker.send(wire.encode(message))
         self._for_broker.clear()
@@ -583,6 +665,8 @@ class ActorLink:
         """Let the packed calls leave."""
         if self._for_broker:
             self._send_to_broker()
+        if self._far.lane is not None:
+            self.submitter.lane_reader.flush(self._far.lane)
         if self._calls:
             message = wire.CallActor(self.session.store.process, self.incarnation, self._calls)  # type: ignore[arg-type]
             self.session.peer(self.worker).send(wire.encode(message))
@@ -644,11 +728,13 @@ class ActorLink:
         """Let go of the connection. The link itself goes on, and connects anew when it is used."""
         if self.worker:
             self.submitter.disconnect(self.worker)
+        self._far.give_up()
 
     def kill(self, no_restart: bool) -> None:
         """Have the incarnation that this link knows killed; no later call of this process gets there before the request."""
         with self.submitter.lock:
             self.send()
+            self._far.give_up()
             self.session.tell(wire.KillActor(self.actor, no_restart))
             self.killed = self.incarnation
             self.process = 0

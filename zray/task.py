@@ -70,6 +70,21 @@ class TaskSpec(msgspec.Struct, array_like=True, gc=False):
     """Actor calls: place in the order of this caller's calls to this incarnation, from 1; 0 for tasks."""
 
 
+class LaneTag(msgspec.Struct, frozen=True, array_like=True):
+    """How calls stand to the lane of their caller (`zray.lanes`) when they come through the brokers: their `sequence` counts in that lane."""
+
+    number: int
+    """Stands for the caller at the actor's node; has LANE_BIT."""
+    incarnation: int
+    """Of the actor that the lane leads to: calls that are to go to another are outside of the numbering."""
+    sent: bool
+    """They went over the lane already, so that incarnation may have run them."""
+
+
+LANE_BIT: Final = 1 << 40
+"""Bit of numbers of lanes, which stand where handles of calling processes do, and are none of those."""
+
+
 class ActorSpec(msgspec.Struct, frozen=True, array_like=True):
     """An actor to be made; `creation.id` is the actor's id."""
 

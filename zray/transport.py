@@ -28,6 +28,11 @@ def ipc_endpoint(directory: str, name: str) -> str:
     return f"ipc://{path}"
 
 
+def bracketed(host: str) -> str:
+    """IPv6 addresses stand in brackets."""
+    return f"[{host}]" if ":" in host and not host.startswith("[") else host
+
+
 class _Socket(zmq.Socket[bytes]):
     """A socket that closes when nobody has it any more. An interrupt while it is made or closed leaves such a one, and a context waits
     for all its sockets; what it inherits would rather warn, which where warnings are errors means that it stays open."""
@@ -64,6 +69,31 @@ class Context:
         socket.setsockopt(zmq.RECONNECT_IVL_MAX, 2000)  # doubling from 2 ms: a peer that is gone costs next to nothing
         socket.connect(endpoint)
         return Outbox(socket)
+
+    def far_socket(self, address: str, door: int, public: str) -> FarSocket:
+        """Connect to a socket on another node, which was opened with that key pair: ask for its number at the node's host:port. OSError: this process
+        has no descriptors left."""
+        try:
+            socket = self.zmq.socket(zmq.DEALER, _Socket)
+        except zmq.ZMQError as error:
+            raise OSError(error.errno, error.strerror) from None
+        own_public, own_secret = zmq.curve_keypair()
+        for option, value in (
+            (zmq.SNDHWM, 0),
+            (zmq.RCVHWM, 0),
+            (zmq.LINGER, 0),
+            (zmq.IPV6, 1),
+            (zmq.RECONNECT_IVL, 20),
+            (zmq.RECONNECT_IVL_MAX, 2000),
+            (zmq.CURVE_SERVERKEY, public.encode()),
+            (zmq.CURVE_PUBLICKEY, own_public),
+            (zmq.CURVE_SECRETKEY, own_secret),
+            (zmq.ROUTING_ID, os.urandom(door)),  # its length is what the node's door looks at
+        ):
+            socket.setsockopt(option, value)
+        host, _, port = address.rpartition(":")
+        socket.connect(f"tcp://{bracketed(host)}:{port}")
+        return FarSocket(socket)
 
     def inbox(self, endpoint: str) -> Inbox:
         """Bind the inbox of this process."""
@@ -114,17 +144,61 @@ class Outbox:
         self.socket.close()
 
 
-class Inbox:
-    """A ROUTER that only receives. Not thread-safe."""
+class FarSocket:
+    """A DEALER to a process on another node, which answers on it. Used by one thread at a time."""
 
-    __slots__ = ("_more", "_recv", "malformed", "socket", "timeout_ms")
+    __slots__ = ("_descriptor", "socket")
+
+    def __init__(self, socket: zmq.Socket[bytes]) -> None:
+        self.socket = socket
+        self._descriptor = int(socket.getsockopt(zmq.FD))
+
+    def send(self, frame: bytes) -> None:
+        """Queue a frame; never blocks."""
+        self.socket.send(frame, zmq.DONTWAIT)
+
+    def has_input(self) -> bool:
+        return has_input(self.socket)
+
+    def next_frame_nowait(self) -> bytes | None:
+        """Return the next frame if one is there."""
+        return self.socket.recv(zmq.DONTWAIT) if has_input(self.socket) else None
+
+    def fileno(self) -> int:
+        """Descriptor that becomes readable when there may be something, unless somebody sends in that moment: ask `has_input` then."""
+        return self._descriptor
+
+    def close(self) -> None:
+        self.socket.close()
+
+
+class Inbox:
+    """A ROUTER that receives, and answers those who have no inbox here. Not thread-safe."""
+
+    __slots__ = ("_more", "_recv", "malformed", "sender", "socket", "timeout_ms")
 
     def __init__(self, socket: zmq.Socket[bytes]) -> None:
         self.socket = socket
         self._recv = socket.recv
         self._more = socket.getsockopt
         self.malformed = 0
+        self.sender = b""
+        """To whom an answer to the newest frame goes."""
         self.timeout_ms = -1
+
+    def open(self, endpoint: str, public: str, secret: str) -> None:
+        """Receive on another endpoint as well, from who knows the public key, and encrypted (CURVE, https://rfc.zeromq.org/spec/26). Z85 text."""
+        socket = self.socket  # what is bound already stays as it is: options count for what follows
+        socket.setsockopt(zmq.SNDHWM, 0)
+        socket.setsockopt(zmq.CURVE_SERVER, 1)
+        socket.setsockopt(zmq.CURVE_PUBLICKEY, public.encode())
+        socket.setsockopt(zmq.CURVE_SECRETKEY, secret.encode())
+        socket.bind(endpoint)
+
+    def answer(self, sender: bytes, frame: bytes) -> None:
+        """Send a frame to one who has sent some; it is dropped when he is gone. Never blocks."""
+        self.socket.send(sender, zmq.SNDMORE | zmq.DONTWAIT)
+        self.socket.send(frame, zmq.DONTWAIT)
 
     def wait_frame(self, timeout_ms: int = -1) -> bytes | None:
         """Return the next frame; None when `timeout_ms` (negative: none) passed. Messages that are not one frame are counted and dropped."""
@@ -141,7 +215,7 @@ class Inbox:
         receive, more = self._recv, self._more
         while True:
             try:
-                receive(flags)  # whose it is; what was sent follows
+                self.sender = receive(flags)
             except zmq.Again:
                 return None
             frame = receive()
@@ -266,4 +340,15 @@ class Poller:
         self._epoll.close()
 
 
-__all__ = ["Context", "Inbox", "Outbox", "Poller", "Publisher", "Subscriber", "has_input", "ipc_endpoint"]
+__all__ = [
+    "Context",
+    "FarSocket",
+    "Inbox",
+    "Outbox",
+    "Poller",
+    "Publisher",
+    "Subscriber",
+    "bracketed",
+    "has_input",
+    "ipc_endpoint",
+]

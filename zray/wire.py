@@ -31,7 +31,7 @@ from typing import Final
 import msgspec
 
 from zray.placing import GroupSpec
-from zray.task import ActorSpec, CallShape, JobSpec, TaskSpec
+from zray.task import ActorSpec, CallShape, JobSpec, LaneTag, TaskSpec
 
 VERSION: Final = 1
 
@@ -172,6 +172,44 @@ class SubmitActorCalls(Message, frozen=True):
     actor: bytes
     incarnation: int
     calls: list[TaskSpec]
+    lane: LaneTag | None = None
+
+
+class OpenLane(Message, frozen=True):
+    """Caller -> broker: let me call this actor, which seems to live on another node, directly. The reply is a `LaneAddress`, or an error: it cannot be."""
+
+    process: int
+    actor: bytes
+    reply: bytes
+
+
+class SubmitLaneTasks(Message, frozen=True):
+    """Caller -> broker: these went over a lane to a leased worker, and no answer has come: see to them."""
+
+    process: int
+    job: int
+    node: bytes
+    lane: int
+    epoch: int
+    tasks: list[TaskSpec]
+
+
+class LaneTasksDone(Message, frozen=True):
+    """Caller -> broker, batched and late: tasks that have ended over lanes, for the records."""
+
+    job: int
+    ids: bytes
+    """16 bytes each."""
+    statuses: bytes
+    micros: list[int]
+
+
+class CloseLane(Message, frozen=True):
+    """Caller -> broker: it calls no more over this lane."""
+
+    process: int
+    node: bytes
+    lane: int
 
 
 class ActorReady(Message, frozen=True):
@@ -327,6 +365,60 @@ class CallActor(Message, frozen=True):
     calls: list[TaskSpec]
 
 
+class OpenDoor(Message, frozen=True):
+    """Broker -> actor: receive from other nodes as well, on this socket of the runtime directory, from who has been told the public key."""
+
+    socket: str
+    public: str
+    secret: str
+
+
+class CallOverLane(Message, frozen=True):
+    """Process on another node -> actor or leased worker: run these; their `sequence` counts in the lane. Answered with `LaneDone` or `LaneKept`
+    each."""
+
+    lane: int
+    incarnation: int
+    """Of the actor; of a leased worker the epoch of the lease."""
+    settled: list[int]
+    """Earlier ones whose answers have come: nothing need be kept of them."""
+    calls: list[TaskSpec]
+
+
+class GreetOverLane(Message, frozen=True):
+    """Process on another node -> actor: is anybody there? Answered with an empty `LaneDone`."""
+
+    lane: int
+
+
+class LaneDone(Message, frozen=True):
+    """Actor -> process on another node: the results of calls that came over the lane."""
+
+    lane: int
+    numbers: list[int]
+    kinds: bytes
+    """One byte each."""
+    values: list[bytes]
+    micros: list[int]
+    """Run time of each in microseconds."""
+
+
+class LaneKept(Message, frozen=True):
+    """Actor or leased worker -> process on another node: the result of this call does not fit the lane, have it brought by the brokers; or it was not
+    taken at all."""
+
+    lane: int
+    number: int
+    taken: bool
+
+
+class SkipOnLane(Message, frozen=True):
+    """Broker -> leased worker: these numbers will not come over the lane, or are to be dropped."""
+
+    lane: int
+    numbers: list[int]
+
+
 class ExitWhenIdle(Message, frozen=True):
     """Broker -> actor: no handle is left; end after the calls already received."""
 
@@ -362,12 +454,30 @@ class HelloReply(msgspec.Struct, array_like=True, frozen=True):
     resources: dict[str, float]
 
 
+class LaneAddress(msgspec.Struct, array_like=True, frozen=True):
+    """How to reach an actor or a leased worker on another node directly."""
+
+    address: str
+    """host:port of its node."""
+    door: int
+    """Number to ask for there (`zray.node_port`)."""
+    public: str
+    """Key that it shows, Z85 text. Who knows it was told by the brokers: it is let in."""
+    node: bytes
+    lane: int
+    """A number that its node has given."""
+    incarnation: int
+    """Of the actor; of a leased worker the epoch of the lease."""
+
+
 class Lease(msgspec.Struct, array_like=True, frozen=True):
-    """A worker lent to a caller until WORD_LEASE of its process record differs from `epoch`."""
+    """A worker lent to a caller until WORD_LEASE of its process record differs from `epoch`; one on another node looks at that itself."""
 
     worker: int
     process: int
     epoch: int
+    far: LaneAddress | None = None
+    """How to reach it when it is on another node."""
 
 
 class ActorAddress(msgspec.Struct, array_like=True, frozen=True):
@@ -422,6 +532,10 @@ KINDS: Final[dict[int, type[Message]]] = {
     22: Wanted,
     23: LogCalls,
     24: SaveCheckpoint,
+    25: OpenLane,
+    26: CloseLane,
+    27: SubmitLaneTasks,
+    28: LaneTasksDone,
     30: CreateGroup,
     31: RemoveGroup,
     32: AwaitGroup,
@@ -434,6 +548,12 @@ KINDS: Final[dict[int, type[Message]]] = {
     46: Shutdown,
     47: CallerGone,
     48: CallsLogged,
+    49: OpenDoor,
+    50: CallOverLane,
+    51: GreetOverLane,
+    52: LaneDone,
+    53: LaneKept,
+    54: SkipOnLane,
 }
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -466,18 +586,21 @@ def decode(frame: bytes) -> Message:
 
 def _check(message: Message) -> None:
     """Refuse what msgpack types cannot express: ids of a wrong length, columns of unequal length."""
-    if isinstance(message, (SubmitTasks, RunTasks, RunDirect)):
+    if isinstance(message, (SubmitTasks, RunTasks, RunDirect, SubmitLaneTasks)):
         for spec in message.tasks:
             if len(spec.id) != 16 or len(spec.shape) != 16:
                 raise FrameError("a task or shape id is not 16 bytes long")
-    elif isinstance(message, TasksDone):
+    elif isinstance(message, (TasksDone, LaneTasksDone)):
         n = len(message.statuses)
         if len(message.ids) != 16 * n or len(message.micros) != n:
-            raise FrameError("columns of TasksDone differ in length")
-    elif isinstance(message, (CallActor, SubmitActorCalls, LogCalls)):
+            raise FrameError(f"columns of {type(message).__name__} differ in length")
+    elif isinstance(message, (CallActor, SubmitActorCalls, LogCalls, CallOverLane)):
         for spec in message.calls:
             if len(spec.id) != 16 or len(spec.shape) != 16:
                 raise FrameError("a call or shape id is not 16 bytes long")
+    elif isinstance(message, LaneDone):
+        if not len(message.numbers) == len(message.kinds) == len(message.values) == len(message.micros):
+            raise FrameError("columns of LaneDone differ in length")
     elif isinstance(message, (Sealed, Wanted)):
         if len(message.ids) % 16:
             raise FrameError(f"ids of {type(message).__name__} are not a multiple of 16 bytes")
@@ -504,6 +627,10 @@ def _ids_of(message: Message) -> list[tuple[str, bytes]]:
         return [("the group", message.group), ("the reply", message.reply)]
     if isinstance(message, CancelTask):
         return [("the task", message.task)]
+    if isinstance(message, OpenLane):
+        return [("the actor", message.actor), ("the reply", message.reply)]
+    if isinstance(message, CloseLane):
+        return [("the node", message.node)]
     if isinstance(message, SaveCheckpoint):
         return [("the actor", message.actor), ("the checkpoint", message.checkpoint)]
     if isinstance(message, (KillActor, ActorReady, ActorFailed, ActorExit)):

@@ -107,6 +107,8 @@ class Worker:
                 self._on_unblock()  # a cancellation interrupted the call when it was about to say so
             if notices.due():
                 notices.flush()
+        if executor.lanes is not None:
+            executor.lanes.flush()
 
     def _receive(self) -> None:
         """Take in at least one frame; before sleeping let notices leave."""
@@ -151,6 +153,14 @@ class Worker:
             if self.actor is not None:
                 self.notices.direct = message.process != 0  # on another node somebody waits for the notice
                 self.actor.take(message, self.queue)
+                if self.executor.lanes is not None:
+                    self.executor.lanes.came_otherwise(message)
+        elif isinstance(message, wire.CallOverLane):
+            if self.executor.lanes is not None:
+                self.notices.direct = True
+                if self.actor is None:
+                    self.lease_epoch = message.incarnation
+                self.executor.lanes.take(message, self.actor, self.queue)
         elif isinstance(message, wire.DefineShapes):
             self.executor.define(message.shapes)
         elif isinstance(message, wire.StartActor):
@@ -165,9 +175,29 @@ class Worker:
         elif isinstance(message, wire.CallerGone):
             if self.actor is not None:
                 self.queue.extend(self.actor.order.gone(message.process))
+            if self.executor.lanes is not None:
+                self.executor.lanes.over(message.process)
+        elif isinstance(message, wire.GreetOverLane):
+            if self.executor.lanes is not None:
+                self.executor.lanes.greeted(message.lane)
+        elif isinstance(message, wire.SkipOnLane):
+            if self.executor.lanes is not None:
+                self.executor.lanes.skip(message, self.queue)
+        elif isinstance(message, wire.OpenDoor):
+            self._open_door(message)
         elif isinstance(message, wire.Shutdown):
             self._run_queue()
             self.leave(0)
+
+    def _open_door(self, message: wire.OpenDoor) -> None:
+        """Let processes of other nodes call directly. They try until the socket is there."""
+        from zray.lane_ends import LaneEnds
+
+        lanes = LaneEnds(self)
+        if self.actor is not None:
+            self.actor.lanes_opened(lanes)
+        self.executor.lanes = lanes
+        self.inbox.open(ipc_endpoint(self.config.session.directory, message.socket), message.public, message.secret)
 
     def leave(self, status: int) -> None:
         """End this process at once, cleanly."""

@@ -13,7 +13,7 @@ import zmq
 
 from tests.helpers import wait_for
 from zray._door import Door
-from zray.node_port import BROKER, NodePort, opened_socket
+from zray.node_port import BROKER, NUMBERS, NodePort, opened_socket
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -64,8 +64,11 @@ def directory() -> Iterator[str]:
 
 @pytest.fixture
 def port(directory: str) -> Iterator[NodePort]:
-    """A port with a broker and a worker `w1` behind it."""
-    echoes = [Echo(os.path.join(directory, BROKER), b"broker:"), Echo(opened_socket(directory, "w1"), b"w1:")]
+    """A port with a broker and a worker, number 40, behind it."""
+    echoes = [
+        Echo(os.path.join(directory, BROKER), b"broker:"),
+        Echo(os.path.join(directory, opened_socket(40)), b"x40:"),
+    ]
     made = NodePort("127.0.0.1", 0, directory)
     yield made
     made.close()
@@ -79,12 +82,9 @@ def come_to(port: NodePort, said: bytes) -> socket.socket:
     return connection
 
 
-def ask(name: bytes) -> bytes:
-    """The two messages of SOCKS 5 with which a socket is asked for."""
-    return b"\5\1\0" + b"\5\1\0\3" + bytes([len(name)]) + name + b"\0\1"
-
-
-GRANTED = b"\5\0" + b"\5\0\0\1\0\0\0\0\0\0"
+def ask(number: int) -> bytes:
+    """With which libzmq begins when its routing id is so long."""
+    return b"\xff" + (number + 1).to_bytes(8, "big") + b"\x7f"
 
 
 def read(connection: socket.socket, size: int) -> bytes:
@@ -104,7 +104,7 @@ def rest(connection: socket.socket) -> bytes:
 
 def test_who_does_not_ask_reaches_the_broker(port: NodePort) -> None:
     with come_to(port, b"\xff first words") as connection:
-        assert read(connection, 19) == b"broker:\xff first words"[:19]
+        assert read(connection, 20) == b"broker:\xff first words"
         connection.sendall(b"and more")
         connection.shutdown(socket.SHUT_WR)
         assert rest(connection).endswith(b"and more")
@@ -112,38 +112,35 @@ def test_who_does_not_ask_reaches_the_broker(port: NodePort) -> None:
     assert port.door.turned_away == 0
 
 
-def test_who_asks_reaches_the_socket_of_that_name(port: NodePort) -> None:
-    with come_to(port, ask(b"w1") + b"at once") as connection:
-        assert read(connection, len(GRANTED)) == GRANTED
-        assert read(connection, 10) == b"w1:at once"
+@pytest.mark.parametrize("number", [0, 16, 17, 31, 256, 1 << 40])
+def test_ordinary_greetings_go_to_the_broker(port: NodePort, number: int) -> None:
+    with come_to(port, ask(number)) as connection:
+        assert read(connection, 17) == b"broker:" + ask(number)
+
+
+def test_who_asks_reaches_the_socket_of_that_number(port: NodePort) -> None:
+    with come_to(port, ask(40) + b"at once") as connection:
+        assert read(connection, 20) == b"x40:" + ask(40) + b"at once"[:6]
 
 
 def test_a_greeting_may_come_in_pieces(port: NodePort) -> None:
     with socket.create_connection(("127.0.0.1", port.port), timeout=20) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        for byte in ask(b"w1"):
+        for byte in ask(40):
             connection.sendall(bytes([byte]))
-        assert read(connection, len(GRANTED) + 3) == GRANTED + b"w1:"
+        assert read(connection, 14) == b"x40:" + ask(40)
 
 
-@pytest.mark.parametrize(
-    "said",
-    [
-        ask(b"w2"),
-        ask(b"../p"),
-        ask(b"W1"),
-        ask(b""),
-        ask(b"w" * 17),
-        ask(b"w" * 255),
-        b"\5\1\2" + ask(b"w1")[3:],  # no way without a password
-        ask(b"w1").replace(b"\0\3\2", b"\0\1\2"),  # an address instead of a name
-        b"\5\1\0\5\2\0\3\2w1\0\1",  # BIND
-        b"\5\0",
-    ],
-)
-def test_what_cannot_be_had_is_turned_away(port: NodePort, said: bytes) -> None:
-    with come_to(port, said) as connection:
-        assert rest(connection) in (b"", b"\5\0")
+def test_one_who_breaks_off_is_brought_to_the_broker_with_what_he_said(port: NodePort) -> None:
+    with come_to(port, b"\xff\0\0") as connection:
+        connection.shutdown(socket.SHUT_WR)
+        assert rest(connection) == b"broker:\xff\0\0"
+
+
+@pytest.mark.parametrize("number", [32, 41, 255])
+def test_a_number_that_nobody_has_is_turned_away(port: NodePort, number: int) -> None:
+    with come_to(port, ask(number)) as connection:
+        assert rest(connection) == b""
     wait_for(lambda: port.door.open == 0, 20, "the connection is gone")
     assert port.door.turned_away == 1
 
@@ -151,7 +148,7 @@ def test_what_cannot_be_had_is_turned_away(port: NodePort, said: bytes) -> None:
 def test_nobody_is_there_yet(directory: str) -> None:
     made = NodePort("127.0.0.1", 0, directory)
     try:
-        with come_to(made, b"x") as connection:
+        with come_to(made, bytes(10)) as connection:
             assert rest(connection) == b""
         wait_for(lambda: made.door.turned_away == 1, 20, "it is counted")
     finally:
@@ -160,11 +157,11 @@ def test_nobody_is_there_yet(directory: str) -> None:
 
 def test_who_says_nothing_is_sent_away(directory: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        door = Door(listener.fileno(), opened_socket(directory, ""), os.path.join(directory, BROKER), greeting_ms=50)
+        door = Door(listener.fileno(), os.path.join(directory, "x"), os.path.join(directory, BROKER), greeting_ms=50)
         thread = threading.Thread(target=door.serve)
         thread.start()
         silent = [socket.create_connection(listener.getsockname(), timeout=20) for _ in range(3)]
-        silent[1].sendall(b"\5")
+        silent[1].sendall(ask(40)[:9])
         for connection in silent:
             assert rest(connection) == b""
             connection.close()
@@ -176,12 +173,12 @@ def test_who_says_nothing_is_sent_away(directory: str) -> None:
 
 def test_much_goes_through_in_order_whatever_the_pace(port: NodePort) -> None:
     sent = os.urandom(1 << 20) * 24
-    with come_to(port, b"\xff") as connection:
-        assert read(connection, 8) == b"broker:\xff"
+    with come_to(port, bytes(10)) as connection:
+        assert read(connection, 17) == b"broker:" + bytes(10)
         writer = threading.Thread(target=lambda: (connection.sendall(sent), connection.shutdown(socket.SHUT_WR)))
         writer.start()
-        with come_to(port, ask(b"w1")) as other:  # others have their turn meanwhile
-            assert read(other, len(GRANTED) + 3) == GRANTED + b"w1:"
+        with come_to(port, ask(40)) as other:  # others have their turn meanwhile
+            assert read(other, 14) == b"x40:" + ask(40)
             other.sendall(b"ping")
             assert read(other, 4) == b"ping"
         assert rest(connection) == sent
@@ -189,22 +186,23 @@ def test_much_goes_through_in_order_whatever_the_pace(port: NodePort) -> None:
 
 
 def test_the_end_of_either_side_is_told(port: NodePort, directory: str) -> None:
-    path = opened_socket(directory, "w2")
+    path = os.path.join(directory, opened_socket(41))
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)
         listener.listen()
-        connection = come_to(port, ask(b"w2"))
+        connection = come_to(port, ask(41))
         inner, _ = listener.accept()
         inner.settimeout(20)
         connection.sendall(b"last words")
         connection.close()
-        assert rest(inner) == b"last words"
+        assert rest(inner) == ask(41) + b"last words"
         inner.close()
-        connection = come_to(port, ask(b"w2"))
+        connection = come_to(port, ask(41))
         inner, _ = listener.accept()
+        assert read(inner, 10) == ask(41)
         inner.sendall(b"bye")
         inner.close()
-        assert rest(connection) == GRANTED + b"bye"
+        assert rest(connection) == b"bye"
         connection.close()
     wait_for(lambda: port.door.open == 0, 20, "the connections are gone")
 
@@ -222,13 +220,13 @@ def test_without_descriptors_people_wait_outside(port: NodePort) -> None:
         for connection in connections:
             connection.settimeout(20)
             connection.connect(("127.0.0.1", port.port))
-            connection.sendall(b"\xff")
+            connection.sendall(bytes(10))
         for filler in fillers:
             os.close(filler)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     for connection in connections:
-        assert read(connection, 8) == b"broker:\xff"
+        assert read(connection, 17) == b"broker:" + bytes(10)
         connection.close()
 
 
@@ -241,20 +239,21 @@ def test_a_port_that_is_taken_says_so(port: NodePort, directory: str) -> None:
 
 def test_a_directory_that_is_too_long_says_so() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener, pytest.raises(ValueError, match="too long"):
-        Door(listener.fileno(), "/" + "x" * 100, "/p")
+        Door(listener.fileno(), "/" + "x" * 110, "/p")
 
 
-def test_zeromq_asks_for_a_name_as_the_door_wants_it(port: NodePort, directory: str) -> None:
+@pytest.mark.parametrize("number", [NUMBERS[0], NUMBERS[-1]])
+def test_zeromq_asks_by_the_length_of_its_routing_id(port: NodePort, directory: str, number: int) -> None:
     public, secret = zmq.curve_keypair()
     with zmq.Context() as context, context.socket(zmq.ROUTER) as router, context.socket(zmq.DEALER) as dealer:
         router.linger = dealer.linger = 0
         router.rcvtimeo = dealer.rcvtimeo = 20_000
         router.curve_server, router.curve_publickey, router.curve_secretkey = True, public, secret
-        router.bind(f"ipc://{opened_socket(directory, 'w7')}")
+        router.bind(f"ipc://{os.path.join(directory, opened_socket(number))}")
         dealer.curve_publickey, dealer.curve_secretkey = zmq.curve_keypair()
         dealer.curve_serverkey = public
-        dealer.setsockopt(zmq.SOCKS_PROXY, f"127.0.0.1:{port.port}".encode())
-        dealer.connect("tcp://w7:1")
+        dealer.setsockopt(zmq.ROUTING_ID, os.urandom(number))
+        dealer.connect(f"tcp://127.0.0.1:{port.port}")
         dealer.send(b"there")
         sender, frame = router.recv_multipart()
         router.send_multipart([sender, frame + b" and back"])
@@ -264,9 +263,9 @@ def test_zeromq_asks_for_a_name_as_the_door_wants_it(port: NodePort, directory: 
 def test_ends_while_people_are_inside(directory: str) -> None:
     echo = Echo(os.path.join(directory, BROKER), b"")
     made = NodePort("127.0.0.1", 0, directory)
-    inside: list[Any] = [come_to(made, b"\xff") for _ in range(20)]
+    inside: list[Any] = [come_to(made, bytes(10)) for _ in range(20)]
     for connection in inside:
-        assert read(connection, 1) == b"\xff"
+        assert read(connection, 10) == bytes(10)
     made.close()
     for connection in inside:
         assert rest(connection) == b""

@@ -181,7 +181,7 @@ class SimPeerSockets:
         self.refused = 0
         self.malformed = 0
 
-    def listen(self, host: str, port: int) -> int:
+    def listen_behind_door(self, host: str, port: int, directory: str) -> int:
         """Take a port that nobody has had."""
         port = port or 1000 + len(self.network.ports)
         self.address = f"{host}:{port}"

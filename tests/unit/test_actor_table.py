@@ -17,7 +17,7 @@ from zray.broker.ledger import Ledger
 from zray.broker.scheduler import SchedulerConfig
 from zray.broker.task_table import ShapeState
 from zray.broker.worker_pool import IllegalMove
-from zray.task import ACTOR_METHOD, ActorSpec, JobSpec, TaskSpec
+from zray.task import ACTOR_METHOD, LANE_BIT, ActorSpec, JobSpec, LaneTag, TaskSpec
 
 F = make_shape("f")
 METHOD = make_shape("method", ACTOR_METHOD, nothing=0)
@@ -444,3 +444,73 @@ def test_only_moves_of_the_table_are_made(old: int, new: int) -> None:
     else:
         with pytest.raises(IllegalMove, match=STATE_NAMES[new]):
             table.move(actor, new)
+
+
+# -- called over lanes -------------------------------------------------------------------------------------------------
+
+LANE = LANE_BIT | 5
+
+
+def send_of_lane(bench: Bench, spec: ActorSpec, found: list[TaskSpec], incarnation: int, sent: bool) -> list[a.Action]:
+    """Calls of a caller on another node, who numbers them in a lane, that come through the brokers."""
+    tag = LaneTag(LANE, incarnation, sent)
+    return bench.tell(e.ActorCallsQueued(0, 1, spec.creation.id, 0, found, tag))
+
+
+@pytest.mark.parametrize("sent", [False, True])
+def test_calls_of_a_lane_keep_their_numbers(sent: bool) -> None:
+    bench = node()
+    spec, worker = living(bench)
+    found = calls(bench, 2, sequence=7)
+    [forwarded] = kinds(send_of_lane(bench, spec, found, 0, sent), a.ForwardCalls)
+    assert (forwarded.worker, forwarded.process, forwarded.incarnation) == (worker, LANE, 0)
+    assert [call.sequence for call in forwarded.calls] == [7, 8]
+
+
+def _restarted(bench: Bench, **options: Any) -> ActorSpec:
+    spec, worker = living(bench, max_restarts=-1, **options)
+    bench.die(worker, claimed=[])
+    bench.start_all()
+    again = bench.of(a.BeginActor)[-1].worker
+    bench.tell(e.ActorConstructed(again, 1, spec.creation.id))
+    return spec
+
+
+def test_calls_of_a_lane_to_an_incarnation_that_is_gone_are_outside_of_the_numbering() -> None:
+    bench = node()
+    spec = _restarted(bench)
+    found = calls(bench, 2, sequence=7)
+    [forwarded] = kinds(send_of_lane(bench, spec, found, 0, False), a.ForwardCalls)
+    assert (forwarded.process, forwarded.incarnation) == (0, 1)
+    assert [call.sequence for call in forwarded.calls] == [0, 0]
+
+
+def test_what_it_may_have_run_is_not_run_again_without_retries() -> None:
+    bench = node()
+    spec = _restarted(bench)
+    found = calls(bench, 2, sequence=7)
+    actions = send_of_lane(bench, spec, found, 0, True)
+    assert not kinds(actions, a.ForwardCalls)
+    assert [(x.task, x.kind) for x in kinds(actions, a.SealError)] == [
+        (call.id, "ActorUnavailableError") for call in found
+    ]
+
+
+def test_what_it_may_have_run_costs_a_retry() -> None:
+    bench = node()
+    spec = _restarted(bench, max_task_retries=1)
+    found = calls(bench, 2, sequence=7)
+    found[1].attempt = 1
+    actions = send_of_lane(bench, spec, found, 0, True)
+    assert [x.task for x in kinds(actions, a.SealError)] == [found[1].id]
+    assert [x.task for x in kinds(actions, a.Reopen)] == [found[0]]
+    assert [x.calls for x in kinds(actions, a.ForwardCalls)] == [[found[0]]]
+
+
+def test_calls_of_a_lane_to_the_dead_learn_why() -> None:
+    bench = node()
+    spec, worker = living(bench)
+    bench.die(worker, claimed=[])
+    found = calls(bench, 1, sequence=7)
+    errors = kinds(send_of_lane(bench, spec, found, 0, True), a.SealError)
+    assert [(x.task, x.kind) for x in errors] == [(found[0].id, "ActorDiedError")]

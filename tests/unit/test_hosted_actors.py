@@ -11,7 +11,7 @@ from zray.broker import actions as a
 from zray.broker import events as e
 from zray.broker.actor_log import Entry
 from zray.broker.settings import SchedulerConfig
-from zray.task import ACTOR_CREATION, ACTOR_METHOD, ActorSpec, JobSpec, TaskSpec
+from zray.task import ACTOR_CREATION, ACTOR_METHOD, LANE_BIT, ActorSpec, JobSpec, LaneTag, TaskSpec
 
 BIG = make_shape("Big", ACTOR_CREATION, CPU=1, wheels=2)
 METHOD = make_shape("method", ACTOR_METHOD, nothing=0)
@@ -166,3 +166,13 @@ def test_a_guest_is_never_sent_on(bench: Bench) -> None:
     spec = bench.create_actor(BIG, job=9)
     assert not bench.of(a.HostActor)
     assert spec.creation.id in bench.machine.node.actors.queued
+
+
+def test_calls_of_a_lane_go_on_as_they_are(bench: Bench) -> None:
+    spec, slot = hosted(bench)
+    bench.tell(e.ActorHosted(slot, spec.creation.id, 0))
+    calls = bench.specs(2, METHOD)
+    tag = LaneTag(LANE_BIT | 3, 0, True)
+    bench.tell(e.ActorCallsQueued(0, 1, spec.creation.id, 0, calls, tag))
+    [sent] = bench.of(a.CallAt)
+    assert (sent.node, sent.calls, sent.lane) == (peer_id(7), calls, tag)

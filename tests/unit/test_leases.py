@@ -220,3 +220,12 @@ def test_children_of_a_direct_call_are_cancelled_with_it() -> None:
     assert not bench.machine.node.jobs.jobs[1].children
     assert ROOT not in bench.machine.node.interrupted
     assert not bench.machine.node.interrupted - {spec.id for spec in children}
+
+
+def test_what_is_lent_is_free_for_others_who_ask() -> None:
+    bench = node()
+    ask(bench)
+    assert bench.machine.available() == {"CPU": 1.0}
+    assert bench.machine.spare() == {"CPU": 2.0}
+    bench.submit(1, F)
+    assert bench.machine.spare() == {"CPU": 1.0}

@@ -9,7 +9,7 @@ from typing import Final
 
 import msgspec
 
-from zray.task import ActorSpec, TaskSpec
+from zray.task import ActorSpec, LaneTag, TaskSpec
 
 
 class Action(msgspec.Struct, frozen=True):
@@ -89,6 +89,7 @@ class CallAt(Action, frozen=True):
     job: int
     actor: bytes
     calls: list[TaskSpec]
+    lane: LaneTag | None = None
 
 
 class KillAt(Action, frozen=True):

@@ -141,7 +141,9 @@ class ActorEvents:
 
     def calls_queued(self, event: events.ActorCallsQueued, now: float) -> None:
         """Calls made while the actor could not be reached."""
-        self.node.actors.calls(event.actor, event.process, event.job, event.incarnation, event.calls, self.node.out)
+        self.node.actors.calls(
+            event.actor, event.process, event.job, event.incarnation, event.calls, self.node.out, event.lane
+        )
 
     def lookup(self, event: events.ActorLookup, now: float) -> None:
         """Who bears this name?"""

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from zray.broker.ledger import Demand
     from zray.broker.task_table import ShapeState
     from zray.broker.worker_pool import Worker
-    from zray.task import ActorSpec, TaskSpec
+    from zray.task import ActorSpec, LaneTag, TaskSpec
 
 WAITING: Final = 0
 QUEUED: Final = 1
@@ -279,6 +279,7 @@ class ActorTable:
         incarnation: int,
         calls: list[TaskSpec],
         out: list[actions.Action],
+        lane: LaneTag | None = None,
     ) -> None:
         """Calls that came through the broker: forward, keep, or answer with the error that says why the actor is
         dead."""
@@ -291,7 +292,9 @@ class ActorTable:
             for spec in calls:
                 out.append(actions.SealError(spec.id, actions.UNKNOWN_RETURNS, kind, fields))
         elif actor.worker is not None and actor.worker.peer is not None:
-            out.append(actions.CallAt(actor.worker.peer.id, job, actor_id, calls))
+            out.append(actions.CallAt(actor.worker.peer.id, job, actor_id, calls, lane))
+        elif lane is not None:
+            self._lane_calls(actor, job, calls, lane, out)
         elif actor.state == ALIVE and incarnation == actor.incarnation:
             assert actor.worker is not None
             out.append(actions.ForwardCalls(actor.worker.number, process, incarnation, calls))
@@ -305,6 +308,30 @@ class ActorTable:
             out.append(actions.ForwardCalls(actor.worker.number, process, actor.incarnation, calls))
         else:
             actor.held.setdefault(incarnation, []).append((process, job, calls))
+
+    def _lane_calls(
+        self, actor: ActorRecord, job: int, calls: list[TaskSpec], lane: LaneTag, out: list[actions.Action]
+    ) -> None:
+        """Calls of a caller on another node, who numbers those to one incarnation (`zray.lanes`)."""
+        if actor.state == ALIVE and lane.incarnation == actor.incarnation:
+            assert actor.worker is not None
+            out.append(actions.ForwardCalls(actor.worker.number, lane.number, actor.incarnation, calls))
+            return
+        for spec in calls:
+            spec.sequence = 0
+        if lane.sent and lane.incarnation < actor.incarnation:
+            # The one that is gone may have run them: they are its orphans.
+            limit = actor.spec.max_task_retries
+            again = [spec for spec in calls if limit < 0 or spec.attempt < limit]
+            fields = actor.fields("UNKNOWN", actor.worker, None)
+            for spec in calls:
+                if limit >= 0 and spec.attempt >= limit:
+                    out.append(actions.SealError(spec.id, actions.UNKNOWN_RETURNS, "ActorUnavailableError", fields))
+                else:
+                    out.append(actions.Reopen(spec, actions.UNKNOWN_RETURNS))
+            calls = again
+        if calls:
+            self.calls(actor.id, 0, job, actor.incarnation, calls, out)
 
     # -- ended ---------------------------------------------------------------------------------------------------------
 

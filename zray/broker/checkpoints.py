@@ -212,7 +212,7 @@ class Checkpoints:
             self._set_words(process.process, log)
             if refused:
                 self._store.set_word(process.process, wire.WORD_REFUSED, refused)
-            self._broker.performer._send(worker.number, wire.CallsLogged())
+            self._broker.performer.send(worker.number, wire.CallsLogged())
 
     def _set_words(self, process: int, log: ActorLog) -> None:
         self._store.set_word(process, wire.WORD_LOGGED, log.confirmed)

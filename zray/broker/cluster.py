@@ -41,9 +41,7 @@ from zray.gcs.replication.state import concerns_tasks
 from zray.gcs.replication.timing import MOST_SILENT
 from zray.gcs.tables import CLUSTER_KEY, ROW_TABLES, ClusterRow, NodeRow, Table, encode_row, key_of
 from zray.ids import random_id
-from zray.node_port import BROKER, NodePort
 from zray.peer_transport import ClusterKey, PeerSockets
-from zray.transport import ipc_endpoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -111,15 +109,15 @@ class Cluster:
         self.end = end
         self.key = ClusterKey.read(place.key_file)
         self._sockets = PeerSockets(context, self.own, self.key, poller)
-        self.is_client = not place.host
-        self.port: NodePort | None = None
-        """To be closed when all sockets are: what they sent last goes through it."""
+        self.is_client = place.serves_one or not place.host
+        """It connects one driver, and runs nothing."""
+        self.is_outside = not place.host
+        """It reaches the head only, over one connection."""
         self.address = ""
-        if not self.is_client:
-            self._sockets.listen_behind(ipc_endpoint(config.directory, BROKER))
-            self.port = NodePort(place.host, place.port, config.directory)
-            self.address = f"{place.host}:{self.port.port}"
-        self.links = Links(self._sockets, Prober(poller), self.own, client=self.is_client)
+        if not self.is_outside:
+            port = self._sockets.listen_behind_door(place.host, place.port, config.directory)
+            self.address = f"{place.host}:{port}"
+        self.links = Links(self._sockets, Prober(poller), self.own, client=self.is_outside)
         self.info = NodeInfo(
             id=self.own,
             address=self.address,
@@ -131,6 +129,7 @@ class Cluster:
             python="{}.{}".format(*sys.version_info[:2]),
             session=config.session,
             directory=config.directory,
+            serves_one=place.serves_one,
         )
         self.is_head = not place.head
         self.head = self.own if self.is_head else _STAND_IN
@@ -269,7 +268,7 @@ class Cluster:
 
     def _admitted(self, message: pm.Joined) -> None:
         now = time.monotonic()
-        if self.is_client and message.node_timeout:
+        if self.is_outside and message.node_timeout:
             # The next head cannot connect to a client and tell it: behind a tunnel, only silence tells that the last one is gone.
             most = message.node_timeout if message.serving is None else MOST_SILENT
             self.watch = hw.HeadWatch(min(message.node_timeout, most))
@@ -288,7 +287,7 @@ class Cluster:
 
     def _grace(self, message: pm.Joined) -> float:
         """For how long the head may be away."""
-        return max(message.grace, TUNNEL_S) if self.is_client else message.grace
+        return max(message.grace, TUNNEL_S) if self.is_outside else message.grace
 
     def _meet(self, node: bytes, message: pm.Joined, now: float) -> None:
         """A head has taken this node in: talk to it under its name, and learn who else is there. `node`: who has answered, or its stand-in."""
@@ -764,6 +763,10 @@ class Cluster:
         self.succession.close()
         self.links.close()
 
+    def close_door(self) -> None:
+        """Let nobody in any more. When all sockets are closed: what they sent last goes through there."""
+        self._sockets.close_door()
+
 
 def node_row(info: NodeInfo, index: int) -> NodeRow:
     """Return the row of a node that has joined now."""
@@ -780,6 +783,7 @@ def node_row(info: NodeInfo, index: int) -> NodeRow:
         python=info.python,
         session=info.session,
         directory=info.directory,
+        serves_one=info.serves_one,
     )
 
 
@@ -796,4 +800,5 @@ def info_of(row: NodeRow) -> NodeInfo:
         row.python,
         row.session,
         row.directory,
+        row.serves_one,
     )

@@ -27,6 +27,8 @@ class ClusterConfig(msgspec.Struct, frozen=True):
     """Head: seconds for which the other nodes outlive it."""
     replicas: int = 1
     """Head: nodes that keep its control store's tables, itself among them. 1: it alone; else one of the others becomes the head when it dies."""
+    serves_one: bool = False
+    """It is the scheduler of one driver's job: it has no workers, and ends with the driver."""
 
 
 class BrokerConfig(msgspec.Struct, frozen=True):

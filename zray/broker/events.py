@@ -9,7 +9,7 @@ from __future__ import annotations
 import msgspec
 
 from zray.placing import GroupSpec
-from zray.task import ActorSpec, CallShape, JobSpec, TaskSpec
+from zray.task import ActorSpec, CallShape, JobSpec, LaneTag, TaskSpec
 
 
 class Event(msgspec.Struct, frozen=True):
@@ -183,6 +183,7 @@ class ActorCallsQueued(Event, frozen=True):
     actor: bytes
     incarnation: int
     calls: list[TaskSpec]
+    lane: LaneTag | None = None
 
 
 class ActorUnreferenced(Event, frozen=True):

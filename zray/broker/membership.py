@@ -47,7 +47,7 @@ class NodeInfo(msgspec.Struct, frozen=True, array_like=True):
     id: bytes
     """16 bytes."""
     address: str
-    """host:port of its broker; empty when nobody can connect to it: a client, see `is_client`."""
+    """host:port of its broker; empty when nobody can connect to it: it is outside of the cluster, and reaches the head only."""
     hostname: str
     pid: int
     """Of its broker."""
@@ -60,11 +60,13 @@ class NodeInfo(msgspec.Struct, frozen=True, array_like=True):
     session: str = ""
     directory: str = ""
     """Runtime directory, for processes of the same machine."""
+    serves_one: bool = False
+    """It is the scheduler of one driver's job, and ends with it."""
 
     @property
     def is_client(self) -> bool:
-        """Whether it only connects a driver outside the cluster to the head: no place for tasks, reached through the head."""
-        return not self.address
+        """Whether it only connects a driver, from outside the cluster or as the scheduler of its job: no place for tasks."""
+        return self.serves_one or not self.address
 
 
 class NodeLoad(msgspec.Struct, frozen=True, array_like=True):

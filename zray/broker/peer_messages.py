@@ -22,7 +22,7 @@ import msgspec
 
 from zray.broker.membership import BEAT_S, Change, NodeInfo, NodeLoad
 from zray.placing import GroupSpec
-from zray.task import ActorSpec, CallShape, JobSpec, TaskSpec
+from zray.task import ActorSpec, CallShape, JobSpec, LaneTag, TaskSpec
 
 VERSION: Final = 1
 PLAIN: Final = 0
@@ -354,6 +354,55 @@ class CallActorAway(PeerMessage, frozen=True):
     shapes: list[CallShape]
     calls: list[TaskSpec]
     lent: list[bytes]
+    lane: LaneTag | None = None
+
+
+class AskLane(PeerMessage, frozen=True):
+    """Where somebody calls an actor -> towards where it lives: may he call it directly? Answered to `asker` by whoever knows."""
+
+    number: int
+    asker: bytes
+    actor: bytes
+
+
+class AskLease(PeerMessage, frozen=True):
+    """Where somebody calls a function that cannot run there -> where it can: lend him a worker. Answered with `LaneIs` when one is free. Shapes and objects
+    (the code) as in `RunTasks`."""
+
+    number: int
+    job: JobSpec
+    home: bytes
+    shapes: list[CallShape]
+    shape: bytes
+    lent: list[bytes]
+
+
+class RunOnLane(PeerMessage, frozen=True):
+    """Where tasks were made that went over a lane without an answer -> where they went: see to them. Shapes and objects as in `RunTasks`."""
+
+    job: JobSpec
+    home: bytes
+    lane: int
+    epoch: int
+    shapes: list[CallShape]
+    tasks: list[TaskSpec]
+    lent: list[bytes]
+
+
+class LaneIs(PeerMessage, frozen=True):
+    """Node of an actor, or of a leased worker -> who asked: how to call it directly; `door` is 0 when that cannot be."""
+
+    number: int
+    door: int = 0
+    public: str = ""
+    lane: int = 0
+    incarnation: int = 0
+
+
+class LanesOver(PeerMessage, frozen=True):
+    """Node of callers -> node of actors: nothing more comes over these lanes."""
+
+    lanes: list[int]
 
 
 class KillActorAway(PeerMessage, frozen=True):
@@ -658,6 +707,11 @@ KINDS: Final[dict[int, type[PeerMessage]]] = {
     42: Adopted,
     43: AskActor,
     44: ActorIs,
+    48: AskLane,
+    49: LaneIs,
+    70: LanesOver,
+    71: AskLease,
+    72: RunOnLane,
     45: Output,
     46: Steps,
     47: Serving,

@@ -104,9 +104,10 @@ class Performer:
                 kill_group(worker.pid)
 
     def stop_worker(self, action: a.StopWorker) -> None:
-        self._send(action.worker, wire.Shutdown(action.reason))
+        self.send(action.worker, wire.Shutdown(action.reason))
 
-    def _send(self, number: int, message: wire.Message) -> None:
+    def send(self, number: int, message: wire.Message) -> None:
+        """Send a message to a worker; whoever is gone gets none."""
         worker = self.broker.workers.get(number)
         if worker is None:
             return
@@ -134,7 +135,7 @@ class Performer:
                     missing.append(shape)
                     worker.shapes.add(key)
         if missing:
-            self._send(number, wire.DefineShapes(missing))
+            self.send(number, wire.DefineShapes(missing))
 
     # -- tasks --------------------------------------------------------------------------------------------------------
 
@@ -146,7 +147,7 @@ class Performer:
         for spec in action.tasks:
             if spec.shape not in known:
                 self._define(action.worker, [spec.shape])
-        self._send(action.worker, wire.RunTasks(action.tasks))
+        self.send(action.worker, wire.RunTasks(action.tasks))
 
     def run_at(self, action: a.RunAt) -> None:
         if self.broker.remote is not None:
@@ -272,6 +273,10 @@ class Performer:
         worker = self.broker.workers[action.worker]
         self.store.set_word(worker.process, wire.WORD_LEASE, action.epoch)
         self._define(action.worker, [action.shape])
+        lanes = self.broker.lanes
+        if lanes is not None and lanes.takes(action.reply):
+            lanes.leased(action.reply, action.worker, action.epoch)
+            return
         lease = wire.Lease(action.worker, worker.process, action.epoch)
         self.seal_reply(a.SealReply(action.reply, lease))
 
@@ -332,7 +337,7 @@ class Performer:
         calls = [*start.logged, *action.replay]
         self._define(action.worker, [action.spec.creation.shape, *[call.shape for call in calls]])
         self._retarget(calls, worker.process)
-        self._send(action.worker, start)
+        self.send(action.worker, start)
 
     def _retarget(self, calls: list[TaskSpec], process: int) -> None:
         for call in calls:
@@ -381,7 +386,7 @@ class Performer:
             return
         self._define(action.worker, [call.shape for call in action.calls])
         self._retarget(action.calls, worker.process)
-        self._send(action.worker, wire.CallActor(action.process, action.incarnation, action.calls))
+        self.send(action.worker, wire.CallActor(action.process, action.incarnation, action.calls))
 
     def send_again(self, caller: int, target: int, calls: list[TaskSpec]) -> None:
         """Send the unclaimed calls of a dead caller to the living process they were meant for: they may never have left."""
@@ -391,13 +396,13 @@ class Performer:
         actor = self.broker.scheduler.node.actors.actors.get(self.broker.workers[number].actor)
         self._define(number, [call.shape for call in calls])
         if actor is None:
-            self._send(number, wire.RunTasks(calls))
+            self.send(number, wire.RunTasks(calls))
         else:
-            self._send(number, wire.CallActor(caller, actor.incarnation, calls))
-            self._send(number, wire.CallerGone(caller))
+            self.send(number, wire.CallActor(caller, actor.incarnation, calls))
+            self.send(number, wire.CallerGone(caller))
 
     def end_actor(self, action: a.EndActor) -> None:
-        self._send(action.worker, wire.ExitWhenIdle(action.reason))
+        self.send(action.worker, wire.ExitWhenIdle(action.reason))
 
     # -- actors on other nodes ----------------------------------------------------------------------------------------
 
@@ -407,7 +412,7 @@ class Performer:
 
     def call_at(self, action: a.CallAt) -> None:
         if self.broker.remote is not None:
-            self.broker.remote.call_at(action.node, action.job, action.actor, action.calls)
+            self.broker.remote.call_at(action.node, action.job, action.actor, action.calls, action.lane)
 
     def kill_at(self, action: a.KillAt) -> None:
         if self.broker.remote_actors is not None:
@@ -442,7 +447,7 @@ class Performer:
             return
         actor = self.broker.scheduler.node.actors.actors.get(worker.actor)
         if actor is not None and (actor.spec.is_async or actor.spec.max_concurrency > 1):
-            self._send(number, wire.CancelTask(task, False, False))
+            self.send(number, wire.CancelTask(task, False, False))
             return
         if self.store.word(worker.process, wire.WORD_CANCEL):
             self.interrupts.append((number, task))  # it has not taken the last one

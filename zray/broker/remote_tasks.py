@@ -24,20 +24,25 @@ from zray.broker import peer_messages as pm
 from zray.broker import walk
 from zray.broker.jobs import GUEST_BIT
 from zray.ids import return_id, task_of
+from zray.task import TaskSpec
 
 if TYPE_CHECKING:
     from collections.abc import Container
 
+    from zray.broker.actor_table import ActorRecord
     from zray.broker.cluster import Cluster
     from zray.broker.object_sharing import ObjectSharing
     from zray.broker.server import Broker
     from zray.object_store import ObjectRef
-    from zray.task import CallShape, TaskSpec
+    from zray.task import CallShape, LaneTag
 
+_NO_ACTOR: Final = b""
+_NEVER: Final = -1
+"""An incarnation that no actor has."""
 FROM_AFAR: Final = 0
 """Stands for the calling process where calls come from another node."""
 
-Wrapped: TypeAlias = "pm.RunTasks | pm.CallActorAway | pm.HostActor | pm.AdoptActor"
+Wrapped: TypeAlias = "pm.RunTasks | pm.CallActorAway | pm.HostActor | pm.AdoptActor | pm.AskLease | pm.RunOnLane"
 """Messages with which shapes and objects travel."""
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -59,8 +64,10 @@ class _Guest:
 
 def _specs(message: Wrapped) -> list[TaskSpec]:
     """The tasks and calls in a message."""
-    if isinstance(message, pm.RunTasks):
+    if isinstance(message, (pm.RunTasks, pm.RunOnLane)):
         return message.tasks
+    if isinstance(message, pm.AskLease):
+        return [TaskSpec(b"", message.shape)]
     if isinstance(message, pm.CallActorAway):
         return message.calls
     if isinstance(message, pm.HostActor):
@@ -69,7 +76,7 @@ def _specs(message: Wrapped) -> list[TaskSpec]:
 
 
 class _Away:
-    """A call that was sent to an actor on another node."""
+    """A call that was sent to an actor on another node, or (without an actor) a task that went there over a lane."""
 
     __slots__ = ("actor", "call", "job", "num_returns")
 
@@ -95,8 +102,8 @@ class RemoteTasks:
         """Code of each such job."""
         self._away: dict[bytes, dict[bytes, _Away]] = {}
         """Calls to actors that were sent to each node and have not ended, in order."""
-        self._packed: tuple[bytes, int, bytes, list[TaskSpec]] | None = None
-        """(node, job, actor, calls): calls that leave in one message, unless something else is sent before."""
+        self._packed: tuple[bytes, int, bytes, LaneTag | None, list[TaskSpec]] | None = None
+        """(node, job, actor, lane, calls): calls that leave in one message, unless something else is sent before."""
         cluster.before_sending = self.flush
         self._over: set[int] = set()
         """Jobs that are over: what other nodes had sent for them before they heard of it may come later."""
@@ -114,11 +121,17 @@ class RemoteTasks:
         """What other nodes sent here and what was sent to them, as far as it has not ended."""
         return [
             *(
-                f"{task.hex()} came from {guest.node.hex()[:8]}: {['there' if self._exists(r) else 'missing' for r in guest.results]}"
+                f"{task.hex()} came from {guest.node.hex()[:8]}: {[self._told_of(ref) for ref in guest.results]}"
                 for task, guest in self._guests.items()
             ),
             *(f"{call.hex()} went to {node.hex()[:8]}" for node, calls in self._away.items() for call in calls),
         ]
+
+    def _told_of(self, ref: ObjectRef) -> str:
+        if self._exists(ref):
+            return "there"
+        target, claimant = self._store.makers(ref)
+        return f"missing, attempt {self._store.attempt(ref)} for process {target}, claimed by {claimant}"
 
     @property
     def code_borrowed(self) -> int:
@@ -191,38 +204,71 @@ class RemoteTasks:
         refs = [ref for name in names if name and (ref := self._store.reference(name)) is not None]
         return shapes, self._sharing.lend(node, refs)
 
-    def call_away(self, job: int, actor: bytes, calls: list[TaskSpec]) -> bool:
+    def call_away(self, job: int, actor: bytes, calls: list[TaskSpec], lane: LaneTag | None = None) -> bool:
         """Send calls to an actor on their way to another node; False when it is not on another node, as far as is known."""
         node = self._sharing.lending.borrowed.get(actor)
         if node is None or job not in self._broker.job_specs:
             return False
-        self.call_at(node, job, actor, calls)
+        self.call_at(node, job, actor, calls, lane)
         return True
 
-    def call_at(self, node: bytes, job: int, actor: bytes, calls: list[TaskSpec]) -> None:
+    def call_at(self, node: bytes, job: int, actor: bytes, calls: list[TaskSpec], lane: LaneTag | None = None) -> None:
         """Send calls of a job to an actor on a node, or on their way to it."""
         packed = self._packed
-        if packed is not None and packed[:3] == (node, job, actor):
-            packed[3].extend(calls)
+        if packed is not None and packed[:4] == (node, job, actor, lane):
+            packed[4].extend(calls)
         else:
             self.flush()
-            self._packed = node, job, actor, list(calls)
+            self._packed = node, job, actor, lane, list(calls)
 
     def flush(self) -> None:
         """Let packed calls leave."""
         if self._packed is None:
             return
-        (node, job, actor, calls), self._packed = self._packed, None
+        (node, job, actor, lane, calls), self._packed = self._packed, None
         spec = self._broker.job_specs[job]
         shapes, lent = self.wrap(node, spec.number, calls)
         self.note_away(node, actor, calls, job)
-        self._cluster.send(node, pm.CallActorAway(spec, self.home_of(spec.number), actor, shapes, calls, lent))
+        self._cluster.send(node, pm.CallActorAway(spec, self.home_of(spec.number), actor, shapes, calls, lent, lane))
 
     def note_away(self, node: bytes, actor: bytes, calls: list[TaskSpec], job: int) -> None:
         """These calls of a job are about to be sent to a node."""
         under_way = self._away.setdefault(node, {})
         for call in calls:
             under_way[call.id] = _Away(actor, call, self._broker.shapes[call.shape].num_returns, self.driver_job(job))
+
+    def went_over_lane(self, node: bytes, job: int, lane: int, epoch: int, tasks: list[TaskSpec]) -> None:
+        """Tasks of a job went over a lane to a leased worker of a node, and their caller has had no answer."""
+        tasks = [spec for spec in tasks if self._is_open(spec)]
+        if not self._cluster.knows(node):
+            for spec in tasks:
+                self._lost_with_node(spec, job, "it is not in the cluster any more")
+            return
+        job_spec = self._broker.job_specs.get(job)
+        if job_spec is None or not tasks:
+            return
+        for spec in tasks:
+            self._sharing.sent(spec, job)
+        shapes, lent = self.wrap(node, job_spec.number, tasks)
+        self.note_away(node, _NO_ACTOR, tasks, job)
+        home = self.home_of(job_spec.number)
+        self._cluster.send(node, pm.RunOnLane(job_spec, home, lane, epoch, shapes, tasks, lent))
+
+    def _lost_with_node(self, spec: TaskSpec, job: int, reason: str) -> None:
+        """A task went over a lane to a node that is dead: run it again, if it may."""
+        shape = self._broker.shapes[spec.shape]
+        if shape.max_retries < 0 or spec.attempt < shape.max_retries:
+            spec.attempt += 1
+            spec.sequence = 0
+            for index in range(max(1, shape.num_returns)):
+                ref = self._store.reference(return_id(spec.id, index))
+                if ref is not None:
+                    self._store.retry(ref, 0)
+            self._broker.submit_again(job, spec)
+        else:
+            text = f"The node that ran it is dead: {reason}"
+            fields: dict[str, object] = {"message": text, "function_name": shape.name}
+            self._broker.performer.seal_error(a.SealError(spec.id, shape.num_returns, "NodeDiedError", fields))
 
     def keeps(self, call: bytes) -> bool:
         """Whether a call is under way to another node: its end will be told."""
@@ -310,29 +356,71 @@ class RemoteTasks:
     def call(self, node: bytes, message: pm.CallActorAway) -> None:
         """Take in calls of another node to an actor that lives here, or further on."""
         broker = self._broker
-        self.expect_calls(node, message.job.number, message.actor, message.calls, self.unwrap(node, message))
+        lent = self.unwrap(node, message)
+        self.expect_calls(node, message.job.number, message.actor, message.calls, lent, message.lane is not None)
         # Who has lent a handle to this node may have sent the actor itself here since.
         elsewhere = broker.is_elsewhere(message.actor)
-        if not elsewhere or not self.call_away(message.job.number, message.actor, message.calls):
+        if not elsewhere or not self.call_away(message.job.number, message.actor, message.calls, message.lane):
             actor = broker.scheduler.node.actors.actors.get(message.actor)
             incarnation = 0 if actor is None else actor.incarnation
+            lane = message.lane
+            if lane is not None and actor is not None and self._is_over(lane, actor):
+                lane = msgspec.structs.replace(lane, incarnation=_NEVER)  # its numbers are forgotten
             broker.queue_calls(
-                e.ActorCallsQueued(FROM_AFAR, message.job.number, message.actor, incarnation, message.calls)
+                e.ActorCallsQueued(FROM_AFAR, message.job.number, message.actor, incarnation, message.calls, lane)
             )
         self.look_at([call.id for call in message.calls])
 
+    def _is_over(self, lane: LaneTag, actor: ActorRecord) -> bool:
+        """Whether a lane to an actor that lives here has ended: its caller is dead, and what it had sent through its broker comes later."""
+        here = actor.worker is not None and actor.worker.peer is None
+        return here and self._broker.lanes is not None and not self._broker.lanes.leads_here(lane.number)
+
     def expect_calls(
-        self, node: bytes, job: int, actor: bytes, calls: list[TaskSpec], lent: dict[bytes, ObjectRef]
+        self,
+        node: bytes,
+        job: int,
+        actor: bytes,
+        calls: list[TaskSpec],
+        lent: dict[bytes, ObjectRef],
+        numbered: bool = False,
     ) -> None:
-        """Make the pending results of calls that another node has sent."""
+        """Make the pending results of calls that another node has sent. They have come in order, unless they are `numbered`."""
         life = self._store.reference(actor)
         for call in calls:
-            call.sequence = 0
+            if not numbered:
+                call.sequence = 0
             held = [lent[name] for name in (*call.deps, *call.borrowed) if name in lent]
             if life is not None:
                 held.append(life)
             results = self._expect(call, self._broker.shapes[call.shape].num_returns, held, _encode(call))
             self._guests[call.id] = _Guest(node, 0, GUEST_BIT | job, results, held)
+
+    def take_over(self, node: bytes, message: pm.RunOnLane, alive: bool) -> None:
+        """See to tasks that went to a worker of this node over a lane: it runs them, has run them, or they never came. `alive`: that worker lives."""
+        broker = self._broker
+        job = message.job.number
+        guest_job = GUEST_BIT | job
+        lent = self.unwrap(node, message)
+        for spec in message.tasks:
+            shape = broker.shapes[spec.shape]
+            ref = self._store.reference(return_id(spec.id, 0))
+            taken = ref is not None and not self._store.marks(ref) & _store.MARK_REMOTE
+            spec.sequence = 0
+            if not taken and not alive:  # it may have been run
+                spec.attempt += 1
+            results = self._expect(spec, shape.num_returns, [], _encode(spec))
+            self._guests[spec.id] = _Guest(node, 0, guest_job, results, [])
+            self.keep_function(job, shape.function, lent)
+            if taken:
+                continue
+            if shape.max_retries >= 0 and spec.attempt > shape.max_retries:
+                fields: dict[str, object] = {"task_id": spec.id.hex(), "function_name": shape.name}
+                error = a.SealError(spec.id, shape.num_returns, "WorkerCrashedError", fields)
+                broker.performer.seal_error(error)
+            else:
+                broker.tell(e.TasksSubmitted(guest_job, 0, b"", [spec], None))
+        self.look_at([spec.id for spec in message.tasks])
 
     def _admit(self, message: Wrapped) -> None:
         """Let the job of guests be known: as a job of guests, and for what they submit themselves."""
@@ -464,6 +552,8 @@ class RemoteTasks:
         self._functions.pop(job, None)
         self.forget_code(job)
         self._sharing.job_over(job)
+        if self._broker.lanes is not None:
+            self._broker.lanes.job_over(job)
         for task in [task for task, guest in self._guests.items() if guest.job == GUEST_BIT | job]:
             del self._guests[task]
         for number in (GUEST_BIT | job, job):
@@ -495,6 +585,9 @@ class RemoteTasks:
         for job in [job for job, home in self._homes.items() if home == node]:
             self.job_over(job, f"the node of its driver is dead: {reason}")
         for task, away in self._away.pop(node, {}).items():
+            if not away.actor:
+                self._lost_with_node(away.call, away.job, reason)
+                continue
             fields: dict[str, object] = {"message": f"The actor's node is dead: {reason}"}
             self._broker.performer.seal_error(a.SealError(task, away.num_returns, "ActorDiedError", fields))
         for task in [task for task, guest in self._guests.items() if guest.node == node]:

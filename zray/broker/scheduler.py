@@ -214,6 +214,18 @@ class Scheduler:
         """Return what is free now (never below zero, although the books may be while more runs than there are CPUs)."""
         return self.node.ledger.available_floats()
 
+    def spare(self) -> dict[str, float]:
+        """Return what is free, or would be as soon as somebody else wants it: workers that are lent are taken back
+        then."""
+        node = self.node
+        if not node.leases.leased:
+            return node.ledger.available_floats()
+        room = node.ledger.copy()
+        for worker in node.leases.leased.values():
+            if worker.held is not None and not worker.lent:
+                room.give_back(worker.held, worker.kind[1])
+        return room.available_floats()
+
     # -- jobs ----------------------------------------------------------------------------------------------------------
 
     def _job_started(self, event: events.JobStarted, now: float) -> None:

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
     from zray.broker.cluster import Cluster
     from zray.broker.config import BrokerConfig
+    from zray.broker.lanes import Lanes
     from zray.broker.membership import NodeInfo
     from zray.broker.object_sharing import ObjectSharing
     from zray.broker.output import RemoteOutput
@@ -106,10 +107,10 @@ class Broker:
         self._next_sweep = 0.0
         self._next_tick = time.monotonic() + _TICK_S
         grows = config.cluster_may_grow or config.cluster is not None
-        outside = config.cluster is not None and not config.cluster.host
+        runs_nothing = config.cluster is not None and (config.cluster.serves_one or not config.cluster.host)
         self.scheduler = Scheduler(
             dict(config.resources),
-            SchedulerConfig(cluster_may_grow=grows, runs_nothing=outside),
+            SchedulerConfig(cluster_may_grow=grows, runs_nothing=runs_nothing),
             own=self.node,
             labels=dict(config.labels),
         )
@@ -123,6 +124,7 @@ class Broker:
         self.walk = walk.Walk(self) if config.trace else None
         self.remote: RemoteTasks | None = None
         self.remote_actors: RemoteActors | None = None
+        self.lanes: Lanes | None = None
         self.output: RemoteOutput | None = None
         if config.cluster is not None:
             # Imported here, as all that only clusters need: a node alone starts some 10 ms sooner without.
@@ -148,7 +150,7 @@ class Broker:
             wire.Unblocked: lambda m: self.tell(e.WorkerUnblocked(m.worker)),
             wire.Sealed: self._sealed,
             wire.Wanted: self._wanted,
-            wire.LeaseRequest: lambda m: self.tell(e.LeaseRequested(m.process, m.job, m.shape, m.reply)),
+            wire.LeaseRequest: self._lease_requested,
             wire.LeaseReturn: lambda m: self.tell(e.LeaseReturned(m.worker, m.epoch)),
             wire.CreateActor: self._create_actor,
             wire.SubmitActorCalls: self._actor_calls,
@@ -160,6 +162,10 @@ class Broker:
             wire.CancelTask: self.cancel,
             wire.KillActor: self._kill_actor,
             wire.LookupActor: self._lookup_actor,
+            wire.OpenLane: self._open_lane,
+            wire.CloseLane: lambda m: None if self.lanes is None else self.lanes.close(m),
+            wire.SubmitLaneTasks: lambda m: None if self.lanes is None else self.lanes.hand_over(m),
+            wire.LaneTasksDone: self._lane_tasks_done,
             wire.CreateGroup: self.groups.create,
             wire.RemoveGroup: self.groups.remove,
             wire.AwaitGroup: self.groups.await_ready,
@@ -277,7 +283,7 @@ class Broker:
         job = self.jobs.get(number)
         if job is None:
             return
-        self.tell(e.ProcessGone(job.process))
+        self.process_gone(job.process)
         self.tell(e.JobEnded(number, reason))
         self.groups.job_over(number)
         if self.cluster is not None:
@@ -290,6 +296,12 @@ class Broker:
         self.poller.remove(job.pidfd)
         os.close(job.pidfd)
         del self.jobs[number]
+
+    def process_gone(self, process: int) -> None:
+        """A driver has ended, or a worker is dead."""
+        self.tell(e.ProcessGone(process))
+        if self.lanes is not None:
+            self.lanes.process_gone(process)
 
     def _worker_ready(self, message: wire.WorkerReady) -> None:
         worker = self.workers.get(message.worker)
@@ -390,6 +402,21 @@ class Broker:
         if done:
             self.objects_there(done)
 
+    def _lease_requested(self, message: wire.LeaseRequest) -> None:
+        if self.lanes is None or not self.lanes.lease(message):
+            self.tell(e.LeaseRequested(message.process, message.job, message.shape, message.reply))
+
+    def _lane_tasks_done(self, message: wire.LaneTasksDone) -> None:
+        names = [message.ids[i : i + 16] for i in range(0, len(message.ids), 16)]
+        if not message.job & GUEST_BIT:
+            self.records.tasks_finished(message.job, 0, names, message.statuses, message.micros)
+
+    def _open_lane(self, message: wire.OpenLane) -> None:
+        if self.lanes is None:
+            self.reply(message.reply, b"")
+        else:
+            self.lanes.open(message)
+
     def _create_actor(self, message: wire.CreateActor) -> None:
         if self.remote_actors is None:
             self.admit_actor(message)
@@ -417,13 +444,15 @@ class Broker:
 
     def _actor_calls(self, message: wire.SubmitActorCalls) -> None:
         if self.remote is not None and self.is_elsewhere(message.actor):
-            self.remote.call_away(message.job, message.actor, message.calls)
+            self.remote.call_away(message.job, message.actor, message.calls, message.lane)
             return
         if self.remote_actors is not None and message.actor in self.remote_actors.behind_broker:
             for call in message.calls:
                 call.sequence = 0
         self.queue_calls(
-            e.ActorCallsQueued(message.process, message.job, message.actor, message.incarnation, message.calls)
+            e.ActorCallsQueued(
+                message.process, message.job, message.actor, message.incarnation, message.calls, message.lane
+            )
         )
 
     def queue_calls(self, event: e.ActorCallsQueued) -> None:
@@ -636,6 +665,7 @@ class Broker:
 
     def _work_with(self, cluster: Cluster) -> None:
         """Take part in what nodes do for one another."""
+        from zray.broker.lanes import Lanes
         from zray.broker.object_sharing import ObjectSharing
         from zray.broker.output import RemoteOutput
         from zray.broker.remote_actors import RemoteActors
@@ -646,6 +676,7 @@ class Broker:
         exchange = sharing.exchange
         remote = self.remote = RemoteTasks(self, cluster, sharing)
         self.remote_actors = RemoteActors(self, cluster, sharing, remote)
+        self.lanes = Lanes(self, cluster)
         self.output = RemoteOutput(self, cluster, remote)
         self.scheduler.node.locations = sharing.locations
         self.poller.add(exchange.transfer.fileno())
@@ -702,13 +733,15 @@ class Broker:
         self.tell(e.PeerGone(node, reason, self.remote.take_away_calls(node, self.scheduler.node.actors.actors)))
         self.remote.node_gone(node, reason)
         self.remote_actors.node_gone(node)
+        if self.lanes is not None:
+            self.lanes.node_gone(node)
         self.sharing.node_gone(node, reason, lost)
         self.groups.node_gone(node, reason)
 
     def _own_load(self) -> NodeLoad:
         node = self.scheduler.node
         micros = int(node.ledger.task_seconds * 1e6)
-        return NodeLoad(self.scheduler.available(), node.tasks.queued, len(node.pool.busy), micros)
+        return NodeLoad(self.scheduler.spare(), node.tasks.queued, len(node.pool.busy), micros)
 
     def _end_because(self, reason: str) -> None:
         if not self.running:
@@ -718,7 +751,7 @@ class Broker:
         # Whoever waits learns why.
         states = (_store.STATE_PENDING, _store.STATE_CLAIMED)
         waiting = [row[0] for row in self.store.walk() if row[1] in states]
-        outside = self.cluster is not None and self.cluster.is_client
+        outside = self.cluster is not None and self.cluster.is_outside
         what = "the connection to the cluster" if outside else "this node"
         error = failures.dump(failures.from_error(errors.ZraySystemError(f"{what} has ended: {reason}")))
         fields: dict[str, object] = {"error": error}
@@ -767,8 +800,8 @@ class Broker:
         self.records.gcs.close()
         self.poller.close()
         self.context.close()
-        if self.cluster is not None and self.cluster.port is not None:
-            self.cluster.port.close()
+        if self.cluster is not None:
+            self.cluster.close_door()
         self.store.close()
         shutil.rmtree(self.config.spill_directory, ignore_errors=True)
         if not keep_log:

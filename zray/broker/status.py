@@ -171,6 +171,7 @@ def books(broker: Broker, _: str) -> dict[str, list[str]]:
             for place in node.nodes
         ],
         "guests": [] if broker.remote is None else broker.remote.describe(),
+        "lanes": [] if broker.lanes is None else broker.lanes.describe(),
     }
 
 

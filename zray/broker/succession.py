@@ -278,7 +278,7 @@ class Succession:
     def ask(self, rejoin: pm.Rejoin, now: float) -> None:
         """The head is gone: ask those that may be the head by now to take this node back."""
         cluster, others = self._cluster, self._heirs()
-        if not cluster.is_client:
+        if not cluster.is_outside:
             for node, where in others:
                 if node not in cluster.neighbours.dead:
                     cluster.links.know(node, where)

@@ -121,12 +121,14 @@ class WorkerEnds:
             self._store.reap(worker.process)
             orphans, bare, claimed = self._orphans(worker.process)
             self.unsent.died(worker.process, time.monotonic())
-            broker.tell(e.ProcessGone(worker.process))
+            broker.process_gone(worker.process)
             if broker.sharing is not None:
                 broker.sharing.look_at_wants()
         broker.tell(e.WorkerExited(number, report.status, oom, orphans, bare, claimed))
         if broker.remote is not None:
             broker.remote.worker_gone()
+        if broker.lanes is not None:
+            broker.lanes.worker_gone(number)
         if worker.outbox is not None:
             worker.outbox.close()
         del broker.workers[number]

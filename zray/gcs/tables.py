@@ -98,6 +98,8 @@ class NodeRow(GcsRow, frozen=True, array_like=True):
     python: str = ""
     session: str = ""
     directory: str = ""
+    serves_one: bool = False
+    """It is the scheduler of one driver's job."""
 
 
 CLUSTER_KEY: Final = bytes(ID_SIZE)

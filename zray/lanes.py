@@ -1,0 +1,570 @@
+"""The caller's end of lanes: calls to actors and leased workers on other nodes that go straight to their processes, when they come one after another.
+
+Covers when a lane to an actor is asked for and given up (`FarActor`), which calls of a function go to a worker that another node has lent
+(`FarWorker`), what was sent over a lane (`Lane`), and the thread that takes in answers (`LaneReader`). Does not cover the far end (`zray.lane_ends`),
+who gets a lane (`zray.broker.lanes`), or calls within this node (`zray.submission`).
+
+By way of the brokers a call to another node is six hops there and back; over a lane it is two. The brokers' way stays the truth: they keep books of what
+is under way, and see to what becomes of it when a process or a node dies. So a lane only overtakes them:
+
+- All calls of a process to an actor for which it has a lane are numbered in it, whichever way they take. The actor runs each number once, in order.
+  (Tasks have no order: only those are numbered that go over the lane, one at a time. A worker that was taken back refuses them; then they are
+  submitted as any other.)
+- Calls without an answer are handed over when none has come for `PATIENCE_S`: they are sent through the brokers as well, as some that their actor may
+  have already. Whichever answer comes first becomes the result; the other says the same.
+- While an answer that was waited for in vain has not come, further calls take the brokers' way alone. If it never comes, the lane is given up, and another
+  asked for when calls are made one after another again.
+
+Only small calls without references go over a lane. A lane is begun when nothing is under way by the brokers any more, so that nothing overtakes.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from zray import errors, failures, serialization, wire
+from zray._store import FLAG_SYSTEM_ERROR, KIND_ERROR_FLAG, TELL_BROKER
+from zray.object_store import NOT_HERE
+from zray.task import LaneTag, TaskSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from zray.object_store import ObjectRef
+    from zray.session import Session
+    from zray.submission import Submitter
+    from zray.task import CallShape
+    from zray.transport import FarSocket
+
+PATIENCE_S: Final = 0.005
+"""Seconds after which a call that has no answer is sent through the brokers, too."""
+_DIALLING_S: Final = 0.05
+"""The same while the lane is dialled."""
+_GRACE_S: Final = 0.25
+"""Seconds that an answer over the lane may come later than the one through the brokers."""
+_GREETING_S: Final = 2.0
+"""Seconds within which a new lane must answer."""
+_ANSWER_S: Final = 5.0
+"""Seconds within which the brokers say whether there is a lane."""
+_CALM_CALLS: Final = 2
+"""Consecutive calls whose predecessor had finished, after which a lane is asked for."""
+_AGAIN_S: Final = (0.1, 10.0)
+"""After a lane that could not be had, or broke: seconds until the next is asked for, doubling up to the second."""
+_MOST_BYTES: Final = 8 << 10
+"""Largest arguments that are sent over a lane."""
+_REPORT_ENDS: Final = 512
+"""Ends of tasks that are reported together; fewer when calls pause."""
+_decode_spec = msgspec.msgpack.Decoder(TaskSpec).decode
+_FRAME_CALLS: Final = 128
+"""Calls in a frame at most."""
+_QUIET_MS: Final = 50
+"""Milliseconds without calls after which the reader sleeps until it is woken."""
+
+
+class Sent:
+    """A call that went over a lane, and has not ended."""
+
+    __slots__ = ("body", "handed_over", "number", "parent", "ref", "sent_at", "shape")
+
+    def __init__(
+        self, number: int, shape: CallShape, body: bytes, ref: ObjectRef, now: float, parent: bytes = b""
+    ) -> None:
+        self.number = number
+        self.parent = parent
+        """The task that has made this one."""
+        self.shape = shape
+        self.body = body
+        self.ref = ref
+        self.sent_at = now
+        self.handed_over = False
+
+
+class Lane:
+    """What was sent over one lane, and what became of it. Decides, and does nothing: time is an argument."""
+
+    def __init__(
+        self, node: bytes, number: int, incarnation: int, done: Callable[[ObjectRef], bool], now: float
+    ) -> None:
+        """
+        Args:
+            node: where it leads.
+            number: that node has given it.
+            incarnation: of the actor, or epoch of the lease.
+            done: whether a result is there.
+            now: when it was dialled.
+        """
+        self.node = node
+        self.number = number
+        self.incarnation = incarnation
+        self.last = 0
+        """Number of the last call, whichever way it took."""
+        self.open = False
+        """The far end has answered."""
+        self._done = done
+        self._dialled_at = now
+        self._heard_at = now
+        """When the last answer came."""
+        self._settled: list[int] = []
+        """Calls whose answers have come since the far end was last told which."""
+        self._sent: dict[int, Sent] = {}
+        """Calls whose results are not there, in order."""
+        self._silent: dict[int, float] = {}
+        """Calls without an answer that were handed over, and since when all was done otherwise (0: it is not)."""
+
+    @property
+    def under_way(self) -> int:
+        """Calls that went over it and have not been answered, as far as is known."""
+        return len(self._sent)
+
+    def take_settled(self) -> list[int]:
+        """Return the calls whose answers have come, once."""
+        found, self._settled = self._settled, []
+        return found
+
+    def all_done(self) -> bool:
+        """Whether all results are there, whichever way they came."""
+        for number in [number for number, sent in self._sent.items() if self._done(sent.ref)]:
+            del self._sent[number]
+        return not self._sent
+
+    def tag(self, sent: bool) -> LaneTag:
+        """What calls that take the brokers' way say of themselves."""
+        return LaneTag(self.number, self.incarnation, sent)
+
+    def may_send(self) -> bool:
+        """Whether the next call may go over it."""
+        return self.open and not self.is_silent()
+
+    def is_silent(self) -> bool:
+        """Whether an answer was waited for in vain, and has not come since."""
+        return bool(self._silent)
+
+    def sent(self, call: Sent) -> None:
+        """A call goes over the lane."""
+        self._sent[call.number] = call
+
+    def answered(self, number: int, now: float) -> Sent | None:
+        """An answer has come: the call that it is for, None when that has ended otherwise."""
+        self._heard_at = now
+        self._silent.pop(number, None)
+        self._settled.append(number)
+        return self._sent.pop(number, None)
+
+    def kept(self, number: int, now: float) -> Sent | None:
+        """The answer is that the brokers must bring the result: the call to be handed over, None when that was done."""
+        self._heard_at = now
+        self._silent.pop(number, None)
+        call = self._sent.get(number)
+        if call is None or call.handed_over:
+            return None
+        call.handed_over = True
+        return call
+
+    def refused(self, number: int, now: float) -> Sent | None:
+        """The answer is that the call was not taken: the call, None when the brokers have it already."""
+        call = self.kept(number, now)
+        self._sent.pop(number, None)
+        return call
+
+    def overdue(self, now: float) -> list[Sent]:
+        """The calls that are to be handed over now: all, when one was sent a while ago and no answer has come since."""
+        for sent in self._sent.values():
+            if not sent.handed_over:
+                patience = PATIENCE_S if self.open else _DIALLING_S
+                if max(sent.sent_at, self._heard_at) + patience <= now:
+                    return self._hand_over(list(self._sent.values()))
+                break
+        return []
+
+    def all_unanswered(self) -> list[Sent]:
+        """All calls that are not with the brokers: to be handed over."""
+        return self._hand_over(list(self._sent.values()))
+
+    def _hand_over(self, calls: list[Sent]) -> list[Sent]:
+        found = [call for call in calls if not call.handed_over and not self._done(call.ref)]
+        for call in found:
+            call.handed_over = True
+            self._silent[call.number] = 0.0
+        return found
+
+    def waits(self) -> bool:
+        """Whether some call may become overdue."""
+        return any(not sent.handed_over for sent in self._sent.values())
+
+    def broken(self, now: float) -> bool:
+        """Whether it never answered, or does not any more: answers came through the brokers, and a while later not over the lane."""
+        if not self.open:
+            return now - self._dialled_at > _GREETING_S
+        if not self._silent or not self.all_done():
+            return False
+        number, since = next(iter(self._silent.items()))
+        if not since:
+            self._silent[number] = now
+        return bool(since) and now - since > _GRACE_S
+
+
+class FarActor:
+    """One process's way to an actor on another node: through the brokers, or over a lane. Methods are called with the submitter's lock held."""
+
+    __slots__ = ("_actor", "_begun", "_calm", "_last_slot", "_not_before", "_pause", "_reply", "_submitter", "lane")
+
+    def __init__(self, submitter: Submitter, actor: bytes) -> None:
+        self._submitter = submitter
+        self._actor = actor
+        self.lane: Lane | None = None
+        self._begun = False
+        """Calls are numbered in the lane."""
+        self._reply: ObjectRef | None = None
+        self._last_slot = 0
+        """First result of the last call that is not numbered in a lane."""
+        self._calm = 0
+        self._not_before = 0.0
+        self._pause = _AGAIN_S[0]
+
+    def called(self, slot: int) -> None:
+        """A call took the brokers' way, outside of any lane."""
+        self._last_slot = slot
+
+    def ready(self) -> Lane | None:
+        """The lane in which the next call is to be numbered; asks for one when calls come one after another."""
+        lane = self.lane
+        if lane is not None:
+            if self._begun and (lane.may_send() or not lane.broken(time.monotonic())):
+                return lane
+            return self._begin(lane)
+        if not self._last_slot:
+            return None
+        if self._reply is not None:
+            self._take_reply(self._reply)
+            if self._reply is not None and time.monotonic() > self._not_before:
+                self._reply = None  # whoever was to answer is dead
+        elif self._submitter.session.store.slot_pending(self._last_slot):
+            self._calm = 0
+        else:
+            self._calm += 1
+            if self._calm >= _CALM_CALLS and time.monotonic() >= self._not_before:
+                self._ask()
+        return None
+
+    def _begin(self, lane: Lane) -> Lane | None:
+        """Use a new lane when all that went through the brokers has ended; give it up when nobody answers."""
+        if lane.broken(time.monotonic()):
+            self.give_up()
+        elif lane.open and not self._submitter.session.store.slot_pending(self._last_slot):
+            self._begun = True
+            self._pause = _AGAIN_S[0]
+            return lane
+        return None
+
+    def _ask(self) -> None:
+        session = self._submitter.session
+        reply = session.expect_reply()
+        session.tell(wire.OpenLane(session.store.process, self._actor, reply.binary()))
+        self._reply = reply
+        self._not_before = time.monotonic() + _ANSWER_S
+
+    def _take_reply(self, reply: ObjectRef) -> None:
+        session = self._submitter.session
+        if not session.store.done(reply):
+            return
+        self._reply = None
+        self._calm = 0
+        self._not_before = 0.0
+        found = session.store.read(reply)
+        if found is NOT_HERE or not len(found[2]):
+            self._wait_a_while()
+            return
+        address = msgspec.msgpack.decode(bytes(found[2]), type=wire.LaneAddress)
+        self.lane = Lane(address.node, address.lane, address.incarnation, session.store.done, time.monotonic())
+        self._begun = False
+        self._submitter.lane_reader.add(self.lane, self, address)
+
+    def hand_over(self, calls: list[Sent], lane: Lane) -> None:
+        """Send calls through the brokers that went over the lane."""
+        self._submitter.through_brokers(self._actor, calls, lane.tag(True))
+
+    def refused(self, call: Sent, lane: Lane) -> None:
+        """Send a call through the brokers that the actor has not taken."""
+        self._submitter.through_brokers(self._actor, [call], lane.tag(False))
+
+    def _wait_a_while(self) -> None:
+        self._not_before = time.monotonic() + self._pause
+        self._pause = min(2 * self._pause, _AGAIN_S[1])
+
+    def give_up(self) -> None:
+        """Use the lane no more: what is under way takes the brokers' way, and so does what follows."""
+        lane, self.lane = self.lane, None
+        self._reply = None
+        self._calm = 0
+        if lane is not None:
+            self._wait_a_while()
+            self._submitter.lane_reader.remove(lane)
+
+
+class FarWorker:
+    """A worker that another node has lent for calls of one function. Methods are called with the submitter's lock held."""
+
+    __slots__ = ("_submitter", "lane", "taken_back")
+
+    def __init__(self, submitter: Submitter, address: wire.LaneAddress) -> None:
+        self._submitter = submitter
+        self.taken_back = False
+        """It refused a call: it is somebody else's now."""
+        done = submitter.session.store.done
+        self.lane = Lane(address.node, address.lane, address.incarnation, done, time.monotonic())
+        submitter.lane_reader.add(self.lane, self, address)
+
+    def may_send(self) -> bool:
+        """Whether a call may go there now: it has none to run. The first goes while the lane is dialled: tasks that took the ordinary way meanwhile
+        would take the worker back."""
+        return not self.lane.is_silent() and self.lane.all_done()
+
+    def is_over(self) -> bool:
+        """Whether it is to be given up."""
+        return self.taken_back or (not self.lane.may_send() and self.lane.broken(time.monotonic()))
+
+    def was_reached(self) -> bool:
+        """Whether there ever was a way to it."""
+        return self.lane.open
+
+    def give_up(self) -> None:
+        """Use it no more."""
+        self._submitter.lane_reader.remove(self.lane)
+
+    def hand_over(self, calls: list[Sent], lane: Lane) -> None:
+        """Have the brokers see to tasks that went over the lane."""
+        session = self._submitter.session
+        tasks: Any = [msgspec.Raw(call.body) for call in calls]
+        process, job = session.store.process, session.job
+        message = wire.SubmitLaneTasks(process, job, lane.node, lane.number, lane.incarnation, tasks)
+        session.tell(message)
+
+    def refused(self, call: Sent, lane: Lane) -> None:
+        """Submit a task that was not taken, as any other."""
+        self.taken_back = True
+        session = self._submitter.session
+        spec = _decode_spec(call.body)
+        spec.sequence = 0
+        session.tell(wire.SubmitTasks(session.store.process, session.job, call.parent, [spec]))
+
+
+class _Connection:
+    """A lane with its socket."""
+
+    __slots__ = ("lane", "packed", "route", "shapes", "socket")
+
+    def __init__(self, lane: Lane, route: FarActor | FarWorker, socket: FarSocket) -> None:
+        self.lane = lane
+        self.route = route
+        self.socket = socket
+        self.shapes: set[bytes] = set()
+        """Those that were told of over it."""
+        self.packed: list[msgspec.Raw] = []
+        """Calls that leave together."""
+
+
+class LaneReader:
+    """All lanes of this process: sends over them, and takes in what comes, in a thread that is started with the first."""
+
+    def __init__(self, submitter: Submitter) -> None:
+        self._submitter = submitter
+        self._session: Session = submitter.session
+        self._lock = submitter.lock
+        self._connections: dict[Lane, _Connection] = {}
+        self._by_descriptor: dict[int, _Connection] = {}
+        self._epoll: select.epoll | None = None
+        self._woken = -1
+        self._asleep = False
+        self._thread: threading.Thread | None = None
+        self._stopping = False
+        self.calls = 0
+        """Calls that went over lanes."""
+        self.handed_over = 0
+        """Calls of these that the brokers were told of as well."""
+        self._ids = bytearray()
+        self._statuses = bytearray()
+        self._micros: list[int] = []
+        """Ends of tasks that are to be reported."""
+
+    # -- from any thread, with the lock held -----------------------------------------------------------------------------
+
+    def add(self, lane: Lane, route: FarActor | FarWorker, address: wire.LaneAddress) -> None:
+        """Dial the far end; the lane is open when it has answered. One that cannot be had (no descriptors) stays closed."""
+        try:
+            socket = self._session.context.far_socket(address.address, address.door, address.public)
+        except OSError:
+            return
+        connection = _Connection(lane, route, socket)
+        if self._epoll is None:
+            self._epoll = select.epoll()
+            self._woken = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            self._epoll.register(self._woken, select.EPOLLIN)
+            self._thread = threading.Thread(target=self._run, name="zray-lanes", daemon=True)
+            self._thread.start()
+        self._connections[lane] = connection
+        self._by_descriptor[socket.fileno()] = connection
+        self._epoll.register(socket.fileno(), select.EPOLLIN)
+        socket.send(wire.encode(wire.GreetOverLane(lane.number)))
+        self._wake()
+
+    def send(self, call: Sent, lane: Lane) -> bool:
+        """Send a call over its lane; or pack it, while the actor is busy with others: False, `flush` must follow."""
+        connection = self._connections[lane]
+        if call.shape.key not in connection.shapes:
+            self._flush(connection)
+            connection.socket.send(wire.encode(wire.DefineShapes([call.shape])))
+            connection.shapes.add(call.shape.key)
+        lane.sent(call)
+        self.calls += 1
+        connection.packed.append(msgspec.Raw(call.body))
+        if lane.under_way == len(connection.packed) or len(connection.packed) >= _FRAME_CALLS:
+            self._flush(connection)
+            return True
+        return False
+
+    def flush(self, lane: Lane) -> None:
+        """Let packed calls leave."""
+        connection = self._connections.get(lane)
+        if connection is not None:
+            self._flush(connection)
+
+    def _flush(self, connection: _Connection) -> None:
+        if not connection.packed:
+            return
+        lane, socket = connection.lane, connection.socket
+        message = wire.CallOverLane(lane.number, lane.incarnation, lane.take_settled(), connection.packed)  # type: ignore[arg-type]
+        socket.send(wire.encode(message))
+        connection.packed.clear()
+        # To send may take away the sign that something has come.
+        if self._asleep or socket.has_input():
+            self._wake()
+
+    def fits(self, shape: CallShape, stream: bytes) -> bool:
+        """Whether a call without references may go over a lane."""
+        return len(stream) <= _MOST_BYTES and shape.num_returns == 1
+
+    def hand_over_all(self) -> None:
+        """Have the brokers know of all calls."""
+        for connection in self._connections.values():
+            self._hand_over(connection, connection.lane.all_unanswered())
+
+    def remove(self, lane: Lane) -> None:
+        """Give up a lane."""
+        connection = self._connections.pop(lane, None)
+        if connection is None:
+            return
+        self._hand_over(connection, lane.all_unanswered())
+        descriptor = connection.socket.fileno()
+        del self._by_descriptor[descriptor]
+        if self._epoll is not None:
+            self._epoll.unregister(descriptor)
+        connection.socket.close()
+        self._session.tell(wire.CloseLane(self._session.store.process, lane.node, lane.number))
+
+    def _hand_over(self, connection: _Connection, calls: list[Sent]) -> None:
+        if calls:
+            self.handed_over += len(calls)
+            connection.route.hand_over(calls, connection.lane)
+
+    def _wake(self) -> None:
+        os.eventfd_write(self._woken, 1)
+
+    def stop(self) -> None:
+        """End the thread. The sockets are closed with their context. (Without the lock.)"""
+        self._stopping = True
+        if self._thread is not None:
+            self._wake()
+            self._thread.join()
+        if self._epoll is not None:
+            self._epoll.close()
+            os.close(self._woken)
+            self._epoll = None
+
+    # -- the thread ------------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        epoll = self._epoll
+        assert epoll is not None
+        quiet = 0
+        while True:
+            ready = epoll.poll(PATIENCE_S if not self._asleep else -1)
+            with self._lock:
+                if self._stopping:
+                    return
+                now = time.monotonic()
+                busy = False
+                for descriptor, _ in ready:
+                    if descriptor == self._woken:
+                        os.eventfd_read(self._woken)
+                        for connection in list(self._connections.values()):
+                            self._take_in(connection, now)
+                    elif descriptor in self._by_descriptor:
+                        self._take_in(self._by_descriptor[descriptor], now)
+                for connection in list(self._connections.values()):
+                    self._hand_over(connection, connection.lane.overdue(now))
+                    busy = busy or connection.lane.waits()
+                quiet = 0 if busy or ready else quiet + 1
+                if quiet:
+                    self._report()
+                self._asleep = quiet * PATIENCE_S * 1000 > _QUIET_MS
+
+    def _take_in(self, connection: _Connection, now: float) -> None:
+        lane, socket = connection.lane, connection.socket
+        while (frame := socket.next_frame_nowait()) is not None:
+            try:
+                message = wire.decode(frame)
+            except wire.FrameError:
+                continue
+            if isinstance(message, wire.LaneDone):
+                lane.open = True
+                columns = zip(message.numbers, message.kinds, message.values, message.micros, strict=True)
+                for number, kind, value, micros in columns:
+                    call = lane.answered(number, now)
+                    if call is None:
+                        continue
+                    self._seal(call.ref, serialization.Packed(kind, value, [], []))
+                    if isinstance(connection.route, FarWorker):
+                        self._note(call.ref, kind, micros)
+            elif isinstance(message, wire.LaneKept) and message.taken:
+                call = lane.kept(message.number, now)
+                if call is not None:
+                    self._hand_over(connection, [call])
+            elif isinstance(message, wire.LaneKept):
+                call = lane.refused(message.number, now)
+                if call is not None:
+                    connection.route.refused(call, lane)
+
+    def _note(self, ref: ObjectRef, kind: int, micros: int) -> None:
+        """Remember the end of a task for the records: the brokers know nothing of it."""
+        self._ids += ref.task_id()
+        self._statuses.append(wire.DONE_ERROR if kind & KIND_ERROR_FLAG else wire.DONE_OK)
+        self._micros.append(micros)
+        if len(self._micros) >= _REPORT_ENDS:
+            self._report()
+
+    def _report(self) -> None:
+        """Let the records have what was noted."""
+        if self._micros:
+            message = wire.LaneTasksDone(self._session.job, bytes(self._ids), bytes(self._statuses), self._micros)
+            self._ids, self._statuses, self._micros = bytearray(), bytearray(), []
+            self._session.tell(message)
+
+    def _seal(self, ref: ObjectRef, packed: serialization.Packed) -> None:
+        """Make a result, unless it has come through the brokers."""
+        session = self._session
+        slot = session.store.claim(ref.task_id(), 1, 0)
+        if slot is None:
+            return
+        try:
+            code = session.objects.seal_result(slot, 0, packed)
+        except (errors.ObjectStoreFullError, errors.OutOfDiskError, errors.ZraySystemError, OSError):
+            session.store.seal_forced(ref, failures.NO_ROOM_DATA, KIND_ERROR_FLAG, FLAG_SYSTEM_ERROR)
+            return
+        if code == TELL_BROKER:
+            session.tell(wire.Sealed(ref.binary()))
