@@ -104,6 +104,7 @@ def statistics(broker: Broker, _: str) -> dict[str, Any]:
     found["workers"] = len(broker.workers)
     found["jobs"] = len(broker.jobs)
     found["watched"] = len(broker.watched)
+    found["tasks_queued"] = broker.scheduler.node.tasks.queued
     if broker.cluster is not None:
         found["refused_connections"] = broker.cluster.links.sockets.refused
         found["malformed_peer_frames"] = broker.cluster.links.malformed
