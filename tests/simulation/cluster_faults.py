@@ -188,6 +188,11 @@ def a_silent_node_stays_silent(patch: pytest.MonkeyPatch) -> None:
 
 
 @fault
+def ports_of_silent_nodes_are_not_looked_at(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Membership, "to_look_at", lambda self, now: [])
+
+
+@fault
 def nobody_is_told_of_newcomers(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Cluster, "_node_up", nothing)
 

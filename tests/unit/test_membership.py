@@ -12,6 +12,8 @@ from zray.broker.membership import (
     BEATS_A_SECOND,
     DEAD_S,
     LOADS_AT_ONCE,
+    LOOK_S,
+    LOOKS_AT_ONCE,
     SILENT_S,
     Change,
     LoadReports,
@@ -71,6 +73,31 @@ def test_who_is_silent_for_too_long_is_dead_for_ever(cluster: Membership) -> Non
     with pytest.raises(Refusal, match=r"declared dead .* start it again"):
         cluster.join(A, DEAD_S + 2)
     assert cluster.join(B, DEAD_S + 3), "its next life is another node"
+
+
+def test_ports_of_silent_nodes_are_looked_at_again_and_again(cluster: Membership) -> None:
+    """Whoever ended while nobody could reach it refuses when it can be reached again."""
+    cluster.join(A, 0.0)
+    cluster.join(info(9, address=""), 0.0)  # a client: nobody can connect to it
+    assert cluster.to_look_at(SILENT_S / 2) == []
+    cluster.tick(SILENT_S)
+    assert cluster.to_look_at(SILENT_S) == [A.id]
+    assert cluster.to_look_at(SILENT_S + LOOK_S / 2) == []
+    assert cluster.to_look_at(SILENT_S + LOOK_S) == [A.id]
+    cluster.heard(A.id, None, SILENT_S + LOOK_S)
+    assert cluster.to_look_at(SILENT_S + 2 * LOOK_S) == []
+
+
+def test_when_all_are_silent_their_ports_take_turns(cluster: Membership) -> None:
+    nodes = [info(number) for number in range(2, 2 + LOOKS_AT_ONCE + 3)]
+    for node in nodes:
+        cluster.join(node, 0.0)
+    cluster.tick(SILENT_S)
+    first = cluster.to_look_at(SILENT_S)
+    second = cluster.to_look_at(SILENT_S + BEAT_S)
+    assert (len(first), len(second)) == (LOOKS_AT_ONCE, 3)
+    assert {*first, *second} == {node.id for node in nodes}
+    assert cluster.to_look_at(SILENT_S + LOOK_S) == first
 
 
 def test_the_head_is_never_silent_to_itself(cluster: Membership) -> None:

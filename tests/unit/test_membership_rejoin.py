@@ -14,6 +14,7 @@ def test_a_member_of_the_last_life_is_awaited_and_comes_back() -> None:
     assert not cluster.expect(A, 60.0, 0.0)
     assert cluster.members[A.id].state == State.SILENT
     assert cluster.tick(59.0) == [], "longer than an ordinary node may be silent"
+    assert cluster.to_look_at(59.0) == []
     moved = info(2, address="127.0.0.1:9")
     assert cluster.rejoin(moved, 59.0) == [Change(A.id, State.ALIVE)]
     assert cluster.members[A.id].info.address == "127.0.0.1:9"

@@ -355,6 +355,9 @@ class Cluster:
                 self.membership.paused(BEAT_S)  # it may be this node that is cut off
             elif self.is_head:
                 self._decide(self.membership.tick(now), now)
+                for node in self.membership.to_look_at(now):
+                    if self.links.probe(node, now):
+                        self.lost(node, PORT_REFUSES, now)
             else:
                 self.follow(self.watch.tick(now))
             if now >= self._next_report and (not self.is_head or self.succession.may_decide(now)):

@@ -13,7 +13,8 @@ A node is one life of one broker: it draws its id when it starts. Rules:
 A process that is paused keeps its port: connections to it are still taken by its kernel, so it is SILENT, not DEAD, and
 goes on where it was when it is heard again before DEAD_S. Members of a head that has begun another life are *awaited*: SILENT, for as
 long as it was told, until they come back by themselves. A port that *refuses* has no process behind it: that node is dead
-at once, as far as the head can be reached by whoever saw it.
+at once, as far as the head can be reached by whoever saw it. Who ends while the head cannot be reached is seen by nobody, and says nothing
+when it can be: so the head looks at the ports of silent members again and again (`to_look_at`).
 """
 
 from __future__ import annotations
@@ -29,6 +30,10 @@ BEAT_S: Final = 0.25
 """Seconds between two beats of a node."""
 BEATS_A_SECOND: Final = 3000
 """Beats that the head takes, and reports that it sends, at most: they cost it about 60 microseconds a pair, so a fifth of a core."""
+LOOK_S: Final = 1.0
+"""Seconds between two looks of the head at the port of a silent node."""
+LOOKS_AT_ONCE: Final = 16
+"""Ports that it looks at with one beat: when it was the head that was cut off, all nodes are silent."""
 LOADS_AT_ONCE: Final = 64
 """Loads in one report. More would be out of date before they are used: who places a task draws among those that it has heard of."""
 SILENT_S: Final = 2.0
@@ -112,7 +117,7 @@ class Refusal(Exception):
 class Member:
     """A node, as the head sees it."""
 
-    __slots__ = ("awaited", "heard", "info", "load", "reason", "state")
+    __slots__ = ("awaited", "heard", "info", "load", "looked", "reason", "state")
 
     def __init__(self, info: NodeInfo, now: float) -> None:
         self.info = info
@@ -122,6 +127,8 @@ class Member:
         self.reason = ""
         self.awaited = 0.0
         """Seconds for which a member of the head's last life may take to come back; 0: it is there."""
+        self.looked = 0.0
+        """When the head last looked at its port because it was silent."""
 
     def __repr__(self) -> str:
         return f"<Member {self.info.id.hex()[:8]} {self.state.name} at {self.info.address or 'no address'}>"
@@ -253,6 +260,23 @@ class Membership:
             if member.state == State.SILENT and silence >= (member.awaited or self._dead_after):
                 changes += self.end(node, f"not heard of for {silence:.1f} s")
         return changes
+
+    def to_look_at(self, now: float) -> list[bytes]:
+        """Silent members at whose ports the head should look now, who was not looked at for longest first. (Nobody can connect to a client;
+        how those that are awaited are called is another matter.)"""
+        due = [
+            member
+            for member in self.members.values()
+            if member.state == State.SILENT
+            and not member.awaited
+            and not member.info.is_client
+            and now - member.looked >= LOOK_S
+        ]
+        due.sort(key=lambda member: member.looked)
+        del due[LOOKS_AT_ONCE:]
+        for member in due:
+            member.looked = now
+        return [member.info.id for member in due]
 
     def present(self) -> list[Member]:
         """Those that are not dead, in the order in which they joined."""
