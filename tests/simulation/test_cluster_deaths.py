@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.simulation.cluster_machine import Doors, Machine, Site
+from zray.broker import peer_messages as pm
 from zray.broker.cluster import Cluster
 from zray.broker.membership import LOOK_S, SILENT_S
 
@@ -66,3 +67,12 @@ def test_a_node_that_is_only_paused_is_not_dead(site: Site) -> None:
     node.resume()
     run_for(site, SILENT_S)
     assert known.neighbours.members[node.id].state.name == "ALIVE"
+
+
+def test_no_conversation_begins_with_the_dead(site: Site) -> None:
+    _, node, known = head_and_node(site)
+    node.die("it was killed")
+    run_for(site, 1.0)
+    assert node.id in known.neighbours.dead
+    known.send(node.id, pm.GiveBack([bytes(20)]))
+    assert not known.links._links, "frames would be sent again and again, for ever"

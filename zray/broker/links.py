@@ -194,6 +194,8 @@ class Links:
         """Send a message to a node. Numbered ones arrive once, in order, as long as both live; plain ones may be lost."""
         body = pm.encode(message)
         if pm.is_numbered(message):
+            if node in self._dead:
+                return  # an answer that came too late: nobody would ever acknowledge it
             link = self._link(node)
             self._put(node, pm.NUMBERED, link.send(body, now))
             self._due = min(self._due, link.wake_at)
