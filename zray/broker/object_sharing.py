@@ -135,7 +135,6 @@ class ObjectSharing:
             lender = self.lending.done_with(name)
             if lender is not None:
                 self._cluster.send(lender, pm.GiveBack([name]))
-            self.exchange.forget(name)
             self.locations.forget(name)
             self._reopen(ref)
         return ref
@@ -414,7 +413,9 @@ class ObjectSharing:
             self._cluster.send(lender, pm.Want([name]))
 
     def _reopen(self, ref: ObjectRef) -> int | None:
-        """Make an object pending without any mark but that somebody wants it; return its attempt."""
+        """Make an object pending without any mark but that somebody wants it; return its attempt. A copy that is on its way here is of an older
+        one: nothing that becomes of it matters."""
+        self.exchange.forget(ref.binary())
         return self._store.retry(ref, 0)
 
     def _recover(self, names: list[bytes], reason: str) -> None:
