@@ -106,7 +106,8 @@ class Scenario:
         trouble.plan()
         world.at(0.25, self._look)
         self._until(lambda: self.playing == 0, PATIENCE)
-        while trouble.waits or world.now < trouble.over_at + QUIET:
+        ended = world.now
+        while trouble.waits or world.now < max(ended, trouble.over_at) + QUIET:
             self._until(lambda: False, 1.0, quiet=True)
         self._until(self.checker.all_acknowledged, 2.0, quiet=True)
         self.checker.programs_ended()

@@ -9,6 +9,8 @@ from tests.simulation.cluster_scenario import Scenario
 CI_SEEDS = 45
 SOAK_SEEDS = 20_000
 SOAK_BLOCK = 2_000
+SETTLES_LATE = 14549
+"""Its programs end long after all disturbances, a moment after a node that died long ago was declared dead."""
 
 
 def run_seed(seed: int) -> Scenario:
@@ -34,6 +36,10 @@ def test_random_clusters(pytestconfig: pytest.Config) -> None:
     assert sum(bool(machine.verdict) for scenario in ran for machine in scenario.site.machines) > 5
     failures = {kind for scenario in ran for kind in scenario.checker.failures}
     assert failures >= {"user", "WorkerCrashedError", "TaskCancelledError", "ActorDiedError"}
+
+
+def test_what_programs_leave_has_time_to_settle() -> None:
+    run_seed(SETTLES_LATE)
 
 
 @pytest.mark.soak
