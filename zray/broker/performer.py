@@ -336,16 +336,17 @@ class Performer:
             start = self.broker.checkpoints.start(action, worker.process) or start
         calls = [*start.logged, *action.replay]
         self._define(action.worker, [action.spec.creation.shape, *[call.shape for call in calls]])
-        self._retarget(calls, worker.process)
+        self._retarget(calls, worker)
         self.send(action.worker, start)
 
-    def _retarget(self, calls: list[TaskSpec], process: int) -> None:
+    def _retarget(self, calls: list[TaskSpec], worker: WorkerProcess) -> None:
         for call in calls:
             for ref in self._results(call.id, a.UNKNOWN_RETURNS):
                 try:
-                    self.store.retarget(ref, process)
+                    self.store.retarget(ref, worker.process)
                 except _store.TargetGone:
-                    return
+                    if self.store.state(ref) == _store.STATE_PENDING:
+                        worker.undelivered[call.id] = call
 
     def actor_alive(self, action: a.ActorAlive) -> None:
         worker = self.broker.workers[action.worker]
@@ -385,7 +386,7 @@ class Performer:
         if worker is None:
             return
         self._define(action.worker, [call.shape for call in action.calls])
-        self._retarget(action.calls, worker.process)
+        self._retarget(action.calls, worker)
         self.send(action.worker, wire.CallActor(action.process, action.incarnation, action.calls))
 
     def send_again(self, caller: int, target: int, calls: list[TaskSpec]) -> None:

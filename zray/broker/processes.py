@@ -17,6 +17,7 @@ from zray.broker.fork_parent import Exited, Failed, Fork, Report, Started
 from zray.errors import Death, DeathCause
 
 if TYPE_CHECKING:
+    from zray.task import TaskSpec
     from zray.transport import Outbox
 
 _PACKET: Final = 1 << 16
@@ -27,7 +28,18 @@ _TAIL_BYTES: Final = 16 << 10
 class WorkerProcess:
     """One worker: its process, its inbox, and what was sent to it once."""
 
-    __slots__ = ("actor", "job", "kill_reason", "log_file", "number", "outbox", "pid", "process", "shapes")
+    __slots__ = (
+        "actor",
+        "job",
+        "kill_reason",
+        "log_file",
+        "number",
+        "outbox",
+        "pid",
+        "process",
+        "shapes",
+        "undelivered",
+    )
 
     def __init__(self, number: int, job: int, log_file: str) -> None:
         self.number = number
@@ -41,6 +53,8 @@ class WorkerProcess:
         self.kill_reason = ""
         """Why the broker itself ended it, "" when it did not."""
         self.actor = b""
+        self.undelivered: dict[bytes, TaskSpec] = {}
+        """Calls for which it was gone already, though nobody had heard of its exit: the store does not name them among what it should have made."""
 
     @property
     def fault_file(self) -> str:

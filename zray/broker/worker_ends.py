@@ -119,7 +119,7 @@ class WorkerEnds:
         bare: list[bytes] = []
         if worker.process:
             self._store.reap(worker.process)
-            orphans, bare, claimed = self._orphans(worker.process)
+            orphans, bare, claimed = self._orphans(worker)
             self.unsent.died(worker.process, time.monotonic())
             broker.process_gone(worker.process)
             if broker.sharing is not None:
@@ -157,12 +157,12 @@ class WorkerEnds:
 
     # -- what the dead leave ---------------------------------------------------------------------------------------------
 
-    def _orphans(self, process: int) -> tuple[list[TaskSpec], list[bytes], list[bytes]]:
+    def _orphans(self, worker: WorkerProcess) -> tuple[list[TaskSpec], list[bytes], list[bytes]]:
         """What a dead process should have made: (calls whose specs are kept, results without a spec, tasks it had claimed)."""
         specs: dict[bytes, TaskSpec] = {}
         bare: list[bytes] = []
         claimed: dict[bytes, None] = {}
-        for object_id, attempt, body, was_claimed, targeted in self._store.orphans(process):
+        for object_id, attempt, body, was_claimed, targeted in self._store.orphans(worker.process):
             task = _store.with_index(object_id, 0)
             if was_claimed:
                 claimed[task] = None
@@ -174,6 +174,7 @@ class WorkerEnds:
                 specs[task] = spec
             else:
                 bare.append(object_id)
+        specs |= worker.undelivered
         bare = [object_id for object_id in bare if _store.with_index(object_id, 0) not in specs]
         return sorted(specs.values(), key=lambda spec: spec.sequence), bare, list(claimed)
 

@@ -1,0 +1,133 @@
+"""Rare moments of simulated clusters, brought about on purpose: what is lost while something else is on its way."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+import pytest
+
+from tests.simulation.cluster_machine import Doors, Machine
+from tests.simulation.cluster_processes import Driver, Plan, Worker, value_of
+from tests.simulation.cluster_scenario import Play, Scenario, shape
+from tests.simulation.world import Get
+from zray import wire
+from zray._store import with_index
+from zray.ids import task_id
+from zray.task import ACTOR_CREATION, ACTOR_METHOD, TASK, ActorSpec, TaskSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tests.simulation.cluster_processes import Process
+    from tests.simulation.world import Program
+
+WHEEL: Final = shape("wheel", TASK, {"wheels": 1}, 1)
+ACTOR: Final = shape("actor", ACTOR_CREATION, {"hubs": 1}, 0)
+METHOD: Final = shape("method", ACTOR_METHOD, {}, 0)
+BUSY: Final = Plan(seconds=0.5, shape=WHEEL.key)
+LARGE: Final = Plan(salt=7, size=3000, shape=WHEEL.key)
+"""Its value stays where it was made until somebody wants it."""
+CALL: Final = Plan(salt=8, shape=METHOD.key)
+SOON: Final = 5.0
+"""Simulated seconds in which all that is to happen has happened."""
+
+
+class Run:
+    """Two nodes, and a driver on the first. Each runs one task at a time; actors live on the second only."""
+
+    def __init__(self, scenario: Scenario) -> None:
+        self.scenario = scenario
+        self.site, self.world = scenario.site, scenario.world
+        self.site.shapes = {one.key: one for one in (WHEEL, ACTOR, METHOD)}
+        self.site.began = lambda worker, actor, incarnation: self.lives.append(worker)
+        self.lives: list[Worker] = []
+        """Processes that have become actors."""
+        self.head = Machine(self.site, {"wheels": 1.0})
+        self.head.start("")
+        self.other = scenario.join({"wheels": 1.0, "hubs": 1.0})
+        self.driver = Driver(self.head, task_id(bytes(16), 1))
+        self.result = b""
+        """What the driver waits for last."""
+        self.value = b""
+
+    def play(self, program: Callable[[Driver], Program]) -> None:
+        """Have the driver admitted, and let it run a program."""
+
+        def whole() -> Program:
+            yield from Play(self.scenario, self.driver).hello()
+            yield from program(self.driver)
+
+        self.driver.run(whole())
+
+    def get(self, result: bytes) -> Program:
+        """Wait for a value."""
+        self.result, self.value = result, b""
+        yield Get([result])
+        self.value = self.driver.store.entries[result].data
+
+    def until(self, done: Callable[[], bool]) -> None:
+        """Let the world go on until something has come about, which is to be soon."""
+        end = self.world.now + SOON
+        while not done():
+            assert self.world.heap, "nothing happens any more"
+            assert self.world.heap[0][0] <= end, self.scenario.checker.waiting()
+            self.world.step()
+
+    def is_on_its_way(self) -> bool:
+        return self.head.transfer.pulling(self.result)
+
+
+@pytest.fixture
+def run() -> Iterator[Run]:
+    scenario = Scenario(1)
+    with Doors(scenario.site):
+        yield Run(scenario)
+    for machine in scenario.site.machines:
+        machine.store.closed = True
+
+
+def test_what_was_on_its_way_from_a_dead_node_is_made_again_here(run: Run) -> None:
+    def program(driver: Driver) -> Program:
+        plans = [BUSY, LARGE]
+        results = driver.submit(driver.root, driver.next_child(len(plans)), plans, (), driver.root)
+        yield from run.get(results[-1])
+
+    run.play(program)
+    run.until(run.is_on_its_way)
+    run.other.die("it was killed")
+    run.until(lambda: bool(run.value))
+    assert run.value == value_of(LARGE, [])
+    assert not run.is_on_its_way()
+
+
+def test_calls_come_to_the_next_life_of_an_actor_whose_death_was_not_heard_of(run: Run) -> None:
+    actor = task_id(run.driver.root, 1)
+    once_more = False
+
+    def program(driver: Driver) -> Program:
+        creation = TaskSpec(actor, ACTOR.key, msgspec.msgpack.encode(Plan(shape=ACTOR.key)))
+        spec = ActorSpec(creation, driver.job, max_restarts=1, max_task_retries=1)
+        driver.held[actor] = driver.store.put_life(actor, b"")
+        driver.store.expect(with_index(actor, 1), 0, [], None, "", 0, driver.handle)
+        driver.define([ACTOR])
+        driver.tell(wire.CreateActor(driver.handle, spec, b""))
+        yield from run.get(driver.call_actor(actor, driver.root, 2, CALL, ()))
+        while not once_more:
+            yield 0.001
+        yield from run.get(driver.call_actor(actor, driver.root, 3, CALL, ()))
+
+    def process_ended(process: Process, status: int) -> None:
+        """Its place in the store is given back long before its exit is reported."""
+        run.other.store.living.discard(process.handle)
+        run.other.store.sweep()
+        run.world.at(0.1, run.other._tell_exit, process.pid, status)
+
+    run.play(program)
+    run.until(lambda: bool(run.value))
+    run.other.process_ended = process_ended  # type: ignore[method-assign]
+    run.lives[0].kill()
+    run.value, once_more = b"", True
+    run.until(lambda: bool(run.value))
+    assert run.value == value_of(CALL, [])
+    assert len(run.lives) == 2
