@@ -125,6 +125,7 @@ class Invariants:
             if machine.alive:
                 self._look_at(machine)
             else:
+                assert not (self.scenario.gentle and machine.serving), f"{machine} could have borne what was done to it"
                 self.died(machine)
 
     def _look_at(self, machine: Machine) -> None:

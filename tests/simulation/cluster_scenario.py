@@ -4,8 +4,8 @@ Covers what a scenario consists of: the machines, what the drivers on them do, w
 hold (`cluster_invariants`).
 
 A *gentle* scenario loses no process that anybody needs: connections break, links are slow, partitions and pauses are shorter than the time after
-which a node counts as dead, nodes join. There every call must end as if nothing had happened. A *violent* one kills workers and nodes, too, and
-pauses nodes for longer than that.
+which a node counts as dead, also all together where one follows upon another, nodes join. There every call must end as if nothing had happened.
+A *violent* one kills workers and nodes, too, and pauses nodes for longer than that.
 """
 
 from __future__ import annotations
@@ -33,6 +33,11 @@ STEPS: Final = 300_000
 """Steps that no scenario needs."""
 QUIET: Final = 12.0
 """... in which all that is under way when the programs end has settled: the longest pause of a link that sends again, and a moment."""
+
+BEARABLE: Final = 0.6
+"""The part of a node's timeout for which a node may be cut off: the rest is for connecting again and being heard."""
+HEARD_AGAIN: Final = 2.0
+"""Seconds after which a node that was cut off has been heard again: the longest pause of a connection that is made anew, a beat, a slow link."""
 
 LENT: Final = ("one", "half", "none")
 """Shapes whose resources are lent while a task waits. A task that waits for one that needs what it holds itself would wait for ever."""
@@ -179,6 +184,8 @@ class Trouble:
         self.over_at = 0.0
         """When the last disturbance that is known of is over."""
         self.timeout = self.site.node_timeout
+        self.cut_off: dict[bytes, tuple[float, float]] = {}
+        """Since when and until when the head and a machine hear nothing of each other, last time: silences that overlap are one."""
 
     def plan(self) -> None:
         """Decide what will happen when."""
@@ -234,7 +241,23 @@ class Trouble:
 
     def short(self) -> float:
         """Seconds that must not matter."""
-        return self.rng.choice([0.05, 0.5, 0.6 * self.timeout]) * self.rng.uniform(0.3, 1.0)
+        return self.rng.choice([0.05, 0.5, BEARABLE * self.timeout]) * self.rng.uniform(0.3, 1.0)
+
+    def bearable(self, machines: list[Machine], seconds: float) -> float:
+        """For how many of these seconds the machines (one that stands still, or two that do not reach each other) may do so from now on. In a
+        gentle scenario nobody takes a machine for dead: what cuts it off from the head while it still suffers from something else ends earlier.
+        """
+        head = self.site.machines[0]
+        if not self.scenario.gentle or (len(machines) > 1 and head not in machines):
+            return seconds
+        machine = next(machine for machine in machines if machine is not head)
+        now = self.world.now
+        since, until = self.cut_off.get(machine.id, (now, now))
+        if now >= until + HEARD_AGAIN:
+            since = now
+        end = min(now + seconds, since + BEARABLE * self.timeout)
+        self.cut_off[machine.id] = since, max(until, end)
+        return max(0.0, end - now)
 
     def _end_after(self, seconds: float, end: Callable[..., None], *args: Any) -> None:
         self.over_at = max(self.over_at, self.world.now + seconds)
@@ -261,7 +284,7 @@ class Trouble:
             one, other = two[0].id, two[1].id
             pairs = [(one, other), (other, one)] if both else [(one, other)]
             self.site.network.block(pairs)
-            self._end_after(seconds or self.short(), self.site.network.heal, pairs)
+            self._end_after(self.bearable(two, seconds or self.short()), self.site.network.heal, pairs)
 
     def one_way(self) -> None:
         """Frames get through in one direction only."""
@@ -274,7 +297,7 @@ class Trouble:
             machine = self.rng.choice(found)
             if not machine.paused:
                 machine.pause()
-                self._end_after(seconds or self.short(), machine.resume)
+                self._end_after(self.bearable([machine], seconds or self.short()), machine.resume)
 
     def join(self) -> None:
         """A machine more."""

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from tests.simulation.cluster_scenario import Scenario
+from tests.simulation.cluster_machine import Doors, Machine
+from tests.simulation.cluster_scenario import BEARABLE, Scenario, Trouble
 
 CI_SEEDS = 45
+REGRESSION = (5512, 10139, 16496)
+"""Silences that overlap."""
 SOAK_SEEDS = 20_000
 SOAK_BLOCK = 2_000
 SETTLES_LATE = 14549
@@ -42,6 +45,11 @@ def test_what_programs_leave_has_time_to_settle() -> None:
     run_seed(SETTLES_LATE)
 
 
+@pytest.mark.parametrize("seed", REGRESSION)
+def test_clusters_in_rare_trouble(seed: int) -> None:
+    run_seed(seed)
+
+
 @pytest.mark.soak
 @pytest.mark.timeout(0)
 @pytest.mark.parametrize("block", range(SOAK_SEEDS // SOAK_BLOCK))
@@ -57,3 +65,25 @@ def test_the_same_seed_gives_the_same_story() -> None:
         world = scenario.world
         stories.append((world.steps, world.now, scenario.site.network.frames, list(world.log)))
     assert stories[0] == stories[1]
+
+
+@pytest.mark.parametrize("kinds", [("partition", "pause"), ("pause", "partition")])
+@pytest.mark.parametrize("gentle", [True, False])
+def test_silences_that_follow_upon_each_other_end_a_node_only_in_violent_scenarios(
+    kinds: tuple[str, str], gentle: bool
+) -> None:
+    scenario = Scenario(1)
+    scenario.gentle = gentle
+    site, world = scenario.site, scenario.world
+    with Doors(site):
+        Machine(site, {"CPU": 1.0}).start("")
+        machine = scenario.join()
+        trouble = Trouble(scenario)
+        bearable = BEARABLE * trouble.timeout
+        for number, kind in enumerate(kinds):
+            world.at(0.95 * number * bearable, getattr(trouble, kind), bearable)
+        end = world.now + 3 * trouble.timeout
+        while world.heap and world.heap[0][0] <= end:
+            world.step()
+    assert machine.alive == gentle, machine.verdict
+    machine.store.closed = True
