@@ -20,7 +20,7 @@ import msgspec
 from zray import _store, wire
 from zray.call_order import CallOrder
 from zray.object_store import StoreFull
-from zray.task import TaskSpec
+from zray.task import LANE_BIT, TaskSpec
 
 if TYPE_CHECKING:
     import collections
@@ -131,9 +131,14 @@ class LaneEnds:
             return None
         return None if store.marks(ref) & _store.MARK_REMOTE else ref
 
-    def came_otherwise(self, message: wire.CallActor) -> None:
-        """Calls of a lane have come through the brokers, which keep their results from now on."""
-        self._release(message.process, [spec.sequence for spec in message.calls])
+    def came_otherwise(self, message: wire.CallActor, order: CallOrder) -> list[bytes]:
+        """Calls have come through the brokers. If they are of a lane, their results are kept there from now on. Returns those that have come before, of
+        which the broker is to hear that they have come twice."""
+        lane = message.process
+        if not lane & LANE_BIT:
+            return []
+        self._release(lane, [spec.sequence for spec in message.calls])
+        return [spec.id for spec in message.calls if spec.sequence and not order.is_new(lane, spec.sequence)]
 
     def _release(self, lane: int, numbers: list[int]) -> None:
         end = self._ends.get(lane)

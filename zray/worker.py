@@ -152,9 +152,10 @@ class Worker:
         elif isinstance(message, wire.CallActor):
             if self.actor is not None:
                 self.notices.direct = message.process != 0  # on another node somebody waits for the notice
-                self.actor.take(message, self.queue)
                 if self.executor.lanes is not None:
-                    self.executor.lanes.came_otherwise(message)
+                    for call in self.executor.lanes.came_otherwise(message, self.actor.order):
+                        self.notices.add(call, wire.DONE_SKIPPED, 0)
+                self.actor.take(message, self.queue)
         elif isinstance(message, wire.CallOverLane):
             if self.executor.lanes is not None:
                 self.notices.direct = True

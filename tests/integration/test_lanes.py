@@ -237,6 +237,26 @@ def test_a_call_that_is_cancelled(cluster: Cluster, gate: Callable[[str], Gate])
     del waiting
 
 
+def test_a_call_that_is_cancelled_before_it_has_come_is_never_begun(
+    cluster: Cluster, gate: Callable[[str], Gate]
+) -> None:
+    counter, never = Counter.remote(), gate("never")
+    pid = zray.get(counter.pid.remote())
+    call = counting(counter)
+    until_over_lanes(call)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        waiting = counter.wait_for.remote(never)
+        zray.cancel(waiting)
+        with pytest.raises(exceptions.TaskCancelledError):
+            zray.get(waiting, timeout=LONG)
+        del waiting
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    for _ in range(5):
+        call()
+
+
 def test_an_actor_that_stands_still_and_goes_on(cluster: Cluster) -> None:
     counter = Counter.remote()
     pid = zray.get(counter.pid.remote())

@@ -250,8 +250,8 @@ class World:
             caller = 0 if lane is None else lane.number
             if lane is None:
                 spec.sequence = 0
+            self.ends.came_otherwise(wire.CallActor(caller, 0, [spec]), self.order)
             self.queue.extend(self.order.arrive(caller, spec))
-            self.ends.came_otherwise(wire.CallActor(caller, 0, [spec]))
             self._report(spec.id)
         self._run()
 

@@ -105,6 +105,9 @@ class RemoteTasks:
         self._packed: tuple[bytes, int, bytes, LaneTag | None, list[TaskSpec]] | None = None
         """(node, job, actor, lane, calls): calls that leave in one message, unless something else is sent before."""
         cluster.before_sending = self.flush
+        self._twofold: dict[bytes, tuple[int, list[ObjectRef]]] = {}
+        """Calls that come to an actor here over a lane as well: its worker, and the results, which are kept until the worker has said what became of the call.
+        Without them it would take the one that comes later for a new one, were the first ended by somebody else."""
         self._over: set[int] = set()
         """Jobs that are over: what other nodes had sent for them before they heard of it may come later."""
         self._told: dict[bytes, set[bytes]] = {}
@@ -366,6 +369,9 @@ class RemoteTasks:
             lane = message.lane
             if lane is not None and actor is not None and self._is_over(lane, actor):
                 lane = msgspec.structs.replace(lane, incarnation=_NEVER)  # its numbers are forgotten
+            elif lane is not None and lane.sent and actor is not None and actor.worker is not None:
+                for call in message.calls:
+                    self._twofold[call.id] = actor.worker.number, self._guests[call.id].results
             broker.queue_calls(
                 e.ActorCallsQueued(FROM_AFAR, message.job.number, message.actor, incarnation, message.calls, lane)
             )
@@ -460,7 +466,7 @@ class RemoteTasks:
             return
         keeps = self._broker.scheduler.keeps
         ended: dict[bytes, list[tuple[bytes, int, int]]] = {}
-        for index, task in enumerate(tasks):
+        for task, index in {task: index for index, task in enumerate(tasks)}.items():  # one may be told of twice
             guest = self._guests.get(task)
             if guest is not None and all(self._exists(ref) for ref in guest.results) and not keeps(task):
                 status = statuses[index] if statuses else wire.DONE_ERROR
@@ -474,9 +480,17 @@ class RemoteTasks:
         """Whether a result is there, or (of a call that was sent on) kept on another node."""
         return self._store.done(ref) or self._sharing.locations.elsewhere(ref.binary())
 
-    def worker_gone(self) -> None:
+    def told(self, tasks: list[bytes]) -> None:
+        """A worker has said what became of these."""
+        if self._twofold:
+            for task in tasks:
+                self._twofold.pop(task, None)
+
+    def worker_gone(self, worker: int) -> None:
         """A worker has died: what it had ended, its reports may have died with it. (Tasks that the scheduler keeps are handed out once more,
         and reported as what they are. Calls that went straight to an actor nobody else remembers.)"""
+        for task in [task for task, (number, _) in self._twofold.items() if number == worker]:
+            del self._twofold[task]
         self.look_at(list(self._guests))
 
     def _report(self, node: bytes, ends: list[tuple[bytes, int, int]]) -> None:

@@ -126,7 +126,7 @@ class WorkerEnds:
                 broker.sharing.look_at_wants()
         broker.tell(e.WorkerExited(number, report.status, oom, orphans, bare, claimed))
         if broker.remote is not None:
-            broker.remote.worker_gone()
+            broker.remote.worker_gone(number)
         if broker.lanes is not None:
             broker.lanes.worker_gone(number)
         if worker.outbox is not None:
