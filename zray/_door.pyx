@@ -20,12 +20,21 @@ cdef extern from "_door_core.h" nogil:
         uint64_t accepted
         uint64_t turned_away
         uint64_t open
+    int zd_steer(int listener, int family)
     int zd_serve(zd_door *door)
 
 
 FIRST = ZD_FIRST
 LAST = ZD_LAST
 """Lengths of routing ids that ask for the socket of that number."""
+
+
+def steer(int listener, int family):
+    """Of two sockets that listen on one port, give the first, this one, connections from even source ports, and the other those from odd ones. OSError: this
+    kernel cannot."""
+    cdef int error = zd_steer(listener, family)
+    if error:
+        raise OSError(error, os.strerror(error))
 
 
 cdef class Door:

@@ -8,6 +8,7 @@
 #include "_door_core.h"
 
 #include <errno.h>
+#include <linux/filter.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <stdio.h>
@@ -313,6 +314,19 @@ static void serve_clock(room *r) {
         if (r->now_ms < j->since_ms + (uint64_t)r->door->greeting_ms) break;
         turn_away(r, j);
     }
+}
+
+int zd_steer(int listener, int family) {
+    /* The source port is the first field of the TCP header, which follows upon that of IP (without options; should there be some, the choice is
+     * another, and no harm is done). */
+    const uint32_t at = (uint32_t)SKF_NET_OFF + (family == AF_INET6 ? 40 : 20);
+    struct sock_filter code[] = {
+        BPF_STMT(BPF_LD | BPF_H | BPF_ABS, at),
+        BPF_STMT(BPF_ALU | BPF_AND | BPF_K, 1),
+        BPF_STMT(BPF_RET | BPF_A, 0),
+    };
+    struct sock_fprog program = {.len = sizeof code / sizeof code[0], .filter = code};
+    return setsockopt(listener, SOL_SOCKET, SO_ATTACH_REUSEPORT_CBPF, &program, sizeof program) ? errno : 0;
 }
 
 int zd_serve(zd_door *door) {

@@ -28,6 +28,10 @@ typedef struct zd_door {
     uint64_t open;
 } zd_door;
 
+/* Two sockets listen on one port (SO_REUSEPORT): have the kernel give connections from even source ports to the one that listened first, those from odd
+ * ones to the other. Linux draws even ports for `connect` and odd ones for `bind` to port 0, as long as there are any (net/ipv4/inet_connection_sock.c).
+ * `family`: of both. Returns 0 or an errno. */
+int zd_steer(int listener, int family);
 /* Serve until `stop` is readable, then close all connections (not the listener). Returns 0, or an errno when there is no epoll to be had. */
 int zd_serve(zd_door *door);
 

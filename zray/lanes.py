@@ -30,6 +30,7 @@ import msgspec
 
 from zray import errors, failures, serialization, wire
 from zray._store import FLAG_SYSTEM_ERROR, KIND_ERROR_FLAG, TELL_BROKER
+from zray.ids import return_id
 from zray.object_store import NOT_HERE
 from zray.task import LaneTag, TaskSpec
 
@@ -56,6 +57,8 @@ _CALM_CALLS: Final = 2
 """Consecutive calls whose predecessor had finished, after which a lane is asked for."""
 _AGAIN_S: Final = (0.1, 10.0)
 """After a lane that could not be had, or broke: seconds until the next is asked for, doubling up to the second."""
+_MISFITS: Final = 3
+"""Results in succession that did not fit a lane, after which calls of that function take the ordinary way."""
 _MOST_BYTES: Final = 8 << 10
 """Largest arguments that are sent over a lane."""
 _REPORT_ENDS: Final = 512
@@ -70,17 +73,20 @@ _QUIET_MS: Final = 50
 class Sent:
     """A call that went over a lane, and has not ended."""
 
-    __slots__ = ("body", "handed_over", "number", "parent", "ref", "sent_at", "shape")
+    __slots__ = ("body", "handed_over", "number", "parent", "ref", "sent_at", "shape", "slot", "task")
 
     def __init__(
         self, number: int, shape: CallShape, body: bytes, ref: ObjectRef, now: float, parent: bytes = b""
     ) -> None:
         self.number = number
+        self.task = ref.task_id()
+        self.slot = ref.slot
         self.parent = parent
         """The task that has made this one."""
         self.shape = shape
         self.body = body
-        self.ref = ref
+        self.ref: ObjectRef | None = ref
+        """Keeps the result, and what that holds, until the brokers do."""
         self.sent_at = now
         self.handed_over = False
 
@@ -88,15 +94,13 @@ class Sent:
 class Lane:
     """What was sent over one lane, and what became of it. Decides, and does nothing: time is an argument."""
 
-    def __init__(
-        self, node: bytes, number: int, incarnation: int, done: Callable[[ObjectRef], bool], now: float
-    ) -> None:
+    def __init__(self, node: bytes, number: int, incarnation: int, pending: Callable[[int], bool], now: float) -> None:
         """
         Args:
             node: where it leads.
             number: that node has given it.
             incarnation: of the actor, or epoch of the lease.
-            done: whether a result is there.
+            pending: whether the result in this slot is not there. (It may have gone, and the slot be another's.)
             now: when it was dialled.
         """
         self.node = node
@@ -106,7 +110,7 @@ class Lane:
         """Number of the last call, whichever way it took."""
         self.open = False
         """The far end has answered."""
-        self._done = done
+        self._pending = pending
         self._dialled_at = now
         self._heard_at = now
         """When the last answer came."""
@@ -129,7 +133,7 @@ class Lane:
 
     def all_done(self) -> bool:
         """Whether all results are there, whichever way they came."""
-        for number in [number for number, sent in self._sent.items() if self._done(sent.ref)]:
+        for number in [number for number, sent in self._sent.items() if not self._pending(sent.slot)]:
             del self._sent[number]
         return not self._sent
 
@@ -157,20 +161,11 @@ class Lane:
         return self._sent.pop(number, None)
 
     def kept(self, number: int, now: float) -> Sent | None:
-        """The answer is that the brokers must bring the result: the call to be handed over, None when that was done."""
+        """The answer is that the brokers must bring the result, or that the call was not taken: the call, None when it was handed over before."""
         self._heard_at = now
         self._silent.pop(number, None)
-        call = self._sent.get(number)
-        if call is None or call.handed_over:
-            return None
-        call.handed_over = True
-        return call
-
-    def refused(self, number: int, now: float) -> Sent | None:
-        """The answer is that the call was not taken: the call, None when the brokers have it already."""
-        call = self.kept(number, now)
-        self._sent.pop(number, None)
-        return call
+        call = self._sent.pop(number, None)
+        return None if call is None or call.handed_over else call
 
     def overdue(self, now: float) -> list[Sent]:
         """The calls that are to be handed over now: all, when one was sent a while ago and no answer has come since."""
@@ -187,9 +182,10 @@ class Lane:
         return self._hand_over(list(self._sent.values()))
 
     def _hand_over(self, calls: list[Sent]) -> list[Sent]:
-        found = [call for call in calls if not call.handed_over and not self._done(call.ref)]
+        found = [call for call in calls if not call.handed_over and self._pending(call.slot)]
         for call in found:
             call.handed_over = True
+            call.ref = None
             self._silent[call.number] = 0.0
         return found
 
@@ -281,7 +277,7 @@ class FarActor:
             self._wait_a_while()
             return
         address = msgspec.msgpack.decode(bytes(found[2]), type=wire.LaneAddress)
-        self.lane = Lane(address.node, address.lane, address.incarnation, session.store.done, time.monotonic())
+        self.lane = Lane(address.node, address.lane, address.incarnation, session.store.slot_pending, time.monotonic())
         self._begun = False
         self._submitter.lane_reader.add(self.lane, self, address)
 
@@ -310,14 +306,16 @@ class FarActor:
 class FarWorker:
     """A worker that another node has lent for calls of one function. Methods are called with the submitter's lock held."""
 
-    __slots__ = ("_submitter", "lane", "taken_back")
+    __slots__ = ("_submitter", "lane", "misfits", "taken_back")
 
     def __init__(self, submitter: Submitter, address: wire.LaneAddress) -> None:
         self._submitter = submitter
         self.taken_back = False
         """It refused a call: it is somebody else's now."""
-        done = submitter.session.store.done
-        self.lane = Lane(address.node, address.lane, address.incarnation, done, time.monotonic())
+        self.misfits = 0
+        """How many results in succession did not fit the lane."""
+        pending = submitter.session.store.slot_pending
+        self.lane = Lane(address.node, address.lane, address.incarnation, pending, time.monotonic())
         submitter.lane_reader.add(self.lane, self, address)
 
     def may_send(self) -> bool:
@@ -327,11 +325,13 @@ class FarWorker:
 
     def is_over(self) -> bool:
         """Whether it is to be given up."""
-        return self.taken_back or (not self.lane.may_send() and self.lane.broken(time.monotonic()))
+        if self.taken_back or self.misfits >= _MISFITS:
+            return True
+        return not self.lane.may_send() and self.lane.broken(time.monotonic())
 
-    def was_reached(self) -> bool:
-        """Whether there ever was a way to it."""
-        return self.lane.open
+    def was_of_use(self) -> bool:
+        """Whether there was a way to it, and results came by it."""
+        return self.lane.open and self.misfits < _MISFITS
 
     def give_up(self) -> None:
         """Use it no more."""
@@ -528,21 +528,24 @@ class LaneReader:
                     call = lane.answered(number, now)
                     if call is None:
                         continue
-                    self._seal(call.ref, serialization.Packed(kind, value, [], []))
+                    self._seal(call.task, serialization.Packed(kind, value, [], []))
                     if isinstance(connection.route, FarWorker):
-                        self._note(call.ref, kind, micros)
+                        connection.route.misfits = 0
+                        self._note(call.task, kind, micros)
             elif isinstance(message, wire.LaneKept) and message.taken:
                 call = lane.kept(message.number, now)
                 if call is not None:
                     self._hand_over(connection, [call])
+                if isinstance(connection.route, FarWorker):
+                    connection.route.misfits += 1
             elif isinstance(message, wire.LaneKept):
-                call = lane.refused(message.number, now)
+                call = lane.kept(message.number, now)
                 if call is not None:
                     connection.route.refused(call, lane)
 
-    def _note(self, ref: ObjectRef, kind: int, micros: int) -> None:
+    def _note(self, task: bytes, kind: int, micros: int) -> None:
         """Remember the end of a task for the records: the brokers know nothing of it."""
-        self._ids += ref.task_id()
+        self._ids += task
         self._statuses.append(wire.DONE_ERROR if kind & KIND_ERROR_FLAG else wire.DONE_OK)
         self._micros.append(micros)
         if len(self._micros) >= _REPORT_ENDS:
@@ -555,16 +558,18 @@ class LaneReader:
             self._ids, self._statuses, self._micros = bytearray(), bytearray(), []
             self._session.tell(message)
 
-    def _seal(self, ref: ObjectRef, packed: serialization.Packed) -> None:
+    def _seal(self, task: bytes, packed: serialization.Packed) -> None:
         """Make a result, unless it has come through the brokers."""
         session = self._session
-        slot = session.store.claim(ref.task_id(), 1, 0)
+        slot = session.store.claim(task, 1, 0)
         if slot is None:
             return
         try:
             code = session.objects.seal_result(slot, 0, packed)
         except (errors.ObjectStoreFullError, errors.OutOfDiskError, errors.ZraySystemError, OSError):
-            session.store.seal_forced(ref, failures.NO_ROOM_DATA, KIND_ERROR_FLAG, FLAG_SYSTEM_ERROR)
+            ref = session.store.reference(return_id(task, 0))
+            if ref is not None:
+                session.store.seal_forced(ref, failures.NO_ROOM_DATA, KIND_ERROR_FLAG, FLAG_SYSTEM_ERROR)
             return
         if code == TELL_BROKER:
-            session.tell(wire.Sealed(ref.binary()))
+            session.tell(wire.Sealed(return_id(task, 0)))

@@ -1,7 +1,13 @@
 """The one TCP port of a node: who connects to it reaches the broker, or a process that the broker has opened.
 
-Covers the listening socket, the thread that serves it, and the numbers of what is behind it. Does not cover carrying bytes (`_door_core.h`), nor who
-is let in: each socket behind the port asks for a key itself (`zray.peer_transport`, `zray.transport`).
+Covers the listening sockets, the thread that serves the door, and the numbers of what is behind it. Does not cover carrying bytes (`_door_core.h`), nor
+who is let in: each socket behind the port asks for a key itself (`zray.peer_transport`, `zray.transport`).
+
+Two sockets listen on the port. One is for the broker alone, so that nothing is between it and other brokers; the other is the door, through which all is
+reached, the broker too. The kernel chooses by the parity of the caller's source port, which is odd for callers of opened processes
+(`Context.far_socket`): a hint, not more. A broker that comes
+to the door is taken to the broker; a caller of an opened process that comes to the broker (an address translator may have changed its port) is refused,
+and tries again from another port.
 """
 
 from __future__ import annotations
@@ -11,7 +17,7 @@ import socket
 import threading
 from typing import Final
 
-from zray._door import FIRST, LAST, Door
+from zray._door import FIRST, LAST, Door, steer
 
 BROKER: Final = "p"
 """Name of the socket that the broker binds for other nodes, in the runtime directory."""
@@ -27,15 +33,20 @@ def opened_socket(number: int) -> str:
 
 
 class NodePort:
-    """A port that is served by a thread of its own."""
+    """A port, and the door behind it, which is served by a thread of its own."""
 
     def __init__(self, host: str, port: int, directory: str) -> None:
         """Listen on host:port (0: any free port), and let people in to sockets of a runtime directory. OSError: the address cannot be had."""
-        self._listener = _listen(host, port)
+        self._brokers, self._listener = _listen(host, port)
         self.port = int(self._listener.getsockname()[1])
         self.door = Door(self._listener.fileno(), os.path.join(directory, _OPENED), os.path.join(directory, BROKER))
         self._thread = threading.Thread(target=self.door.serve, name="zray-door", daemon=True)
         self._thread.start()
+
+    def take_listener(self) -> int:
+        """Return the descriptor of a socket that listens for brokers alone, once; it is the caller's from now on. -1: there is none, all come through
+        the door."""
+        return -1 if self._brokers is None else self._brokers.detach()
 
     def close(self) -> None:
         """End all connections, and listen no more."""
@@ -43,25 +54,46 @@ class NodePort:
         self._thread.join()
         self.door.close()
         self._listener.close()
+        if self._brokers is not None:
+            self._brokers.close()
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _listen(host: str, port: int) -> tuple[socket.socket | None, socket.socket]:
+    """Return the sockets for brokers and for the door."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        listener = socket.socket(family, kind, protocol)
+        # Two that share a port would not notice a third: see whether it is free with one that does.
+        with _bound(family, kind, protocol, address, shared=False) as alone:
+            address = alone.getsockname()
+        brokers = _bound(family, kind, protocol, address, shared=True)
+        try:
+            door = _bound(family, kind, protocol, address, shared=True)
+        except BaseException:
+            brokers.close()
+            raise
     except OSError as error:
-        raise _refused(host, port, error) from None
+        raise OSError(error.errno, f"cannot listen on {host}:{port}: {error.strerror}") from None
+    brokers.listen(_BACKLOG)
+    door.listen(_BACKLOG)
     try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(_BACKLOG)
-    except OSError as error:
-        listener.close()
-        raise _refused(host, port, error) from None
-    return listener
+        steer(brokers.fileno(), family)
+    except OSError:
+        brokers.close()
+        return None, door
+    return brokers, door
 
 
-def _refused(host: str, port: int, error: OSError) -> OSError:
-    return OSError(error.errno, f"cannot listen on {host}:{port}: {error.strerror}")
+def _bound(family: int, kind: int, protocol: int, address: object, *, shared: bool) -> socket.socket:
+    made = socket.socket(family, kind, protocol)
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        made.setblocking(False)
+        made.bind(address)  # type: ignore[arg-type]
+    except BaseException:
+        made.close()
+        raise
+    return made

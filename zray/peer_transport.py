@@ -170,8 +170,13 @@ class PeerSockets:
 
     def listen_behind_door(self, host: str, port: int, directory: str) -> int:
         """The same for the one port of a node, through which other sockets of its runtime directory are reached as well (`zray.node_port`)."""
-        self._listen().bind(ipc_endpoint(directory, BROKER))
+        listener = self._listen()
+        listener.bind(ipc_endpoint(directory, BROKER))
         self._port = NodePort(host, port, directory)
+        descriptor = self._port.take_listener()
+        if descriptor >= 0:
+            listener.setsockopt(zmq.USE_FD, descriptor)
+            listener.bind(f"tcp://{bracketed(host)}:{self._port.port}")
         return self._port.port
 
     def close_door(self) -> None:

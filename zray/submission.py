@@ -47,7 +47,7 @@ _ARGS_INLINE: Final = 16 << 10
 """Packed arguments larger than this travel as an object."""
 _CALM_CALLS: Final = 2
 _CALM_AGAIN: Final = -200
-"""Where the count of such calls begins when there was no worker to be had."""
+"""Where the count of such calls begins when there was no worker to be had, or it was of no use."""
 """Consecutive calls whose predecessor had finished, after which a lease is asked for."""
 _FLUSH_DELAY_S: Final = 0.0005
 _BURST_S: Final = 0.0002
@@ -323,7 +323,7 @@ class Submitter:
         if far.is_over():
             far.give_up()
             use.far = None
-            use.calm = 0 if far.was_reached() else _CALM_AGAIN
+            use.calm = 0 if far.was_of_use() else _CALM_AGAIN
         elif call.refs is None and far.may_send() and self.lane_reader.fits(use.shape, call.stream):
             if use.last_slot and self.session.store.slot_pending(use.last_slot):
                 return None  # the one before runs still: this one shall run beside it

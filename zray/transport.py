@@ -92,7 +92,9 @@ class Context:
         ):
             socket.setsockopt(option, value)
         host, _, port = address.rpartition(":")
-        socket.connect(f"tcp://{bracketed(host)}:{port}")
+        # From a port of any number: the kernel draws an odd one then, which brings it to the door (`zray.node_port`).
+        source = "[::]:0;" if ":" in host else "0.0.0.0:0;"
+        socket.connect(f"tcp://{source}{bracketed(host)}:{port}")
         return FarSocket(socket)
 
     def inbox(self, endpoint: str) -> Inbox:

@@ -76,8 +76,13 @@ def port(directory: str) -> Iterator[NodePort]:
         echo.close()
 
 
+def _from_odd_port(port: NodePort) -> socket.socket:
+    """Connect as callers of opened processes do."""
+    return socket.create_connection(("127.0.0.1", port.port), timeout=20, source_address=("", 0))
+
+
 def come_to(port: NodePort, said: bytes) -> socket.socket:
-    connection = socket.create_connection(("127.0.0.1", port.port), timeout=20)
+    connection = _from_odd_port(port)
     connection.sendall(said)
     return connection
 
@@ -102,6 +107,27 @@ def rest(connection: socket.socket) -> bytes:
     return found
 
 
+def test_brokers_come_to_a_socket_of_their_own(port: NodePort) -> None:
+    with socket.socket(fileno=port.take_listener()) as listener:
+        listener.settimeout(20)
+        for _ in range(10):
+            with socket.create_connection(("127.0.0.1", port.port), timeout=20) as connection:
+                accepted, address = listener.accept()
+                assert address == connection.getsockname()
+                assert address[1] % 2 == 0
+                accepted.close()
+            with _from_odd_port(port) as connection:
+                assert connection.getsockname()[1] % 2 == 1
+                connection.sendall(bytes(10))
+                assert read(connection, 17) == b"broker:" + bytes(10)
+
+
+def test_a_broker_from_an_odd_port_comes_through_the_door(port: NodePort) -> None:
+    with come_to(port, ask(16)) as connection:
+        assert read(connection, 17) == b"broker:" + ask(16)
+    assert port.door.accepted == 1
+
+
 def test_who_does_not_ask_reaches_the_broker(port: NodePort) -> None:
     with come_to(port, b"\xff first words") as connection:
         assert read(connection, 20) == b"broker:\xff first words"
@@ -124,7 +150,7 @@ def test_who_asks_reaches_the_socket_of_that_number(port: NodePort) -> None:
 
 
 def test_a_greeting_may_come_in_pieces(port: NodePort) -> None:
-    with socket.create_connection(("127.0.0.1", port.port), timeout=20) as connection:
+    with _from_odd_port(port) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for byte in ask(40):
             connection.sendall(bytes([byte]))
@@ -219,6 +245,7 @@ def test_without_descriptors_people_wait_outside(port: NodePort) -> None:
                 fillers.append(os.dup(0))
         for connection in connections:
             connection.settimeout(20)
+            connection.bind(("", 0))
             connection.connect(("127.0.0.1", port.port))
             connection.sendall(bytes(10))
         for filler in fillers:
@@ -253,7 +280,7 @@ def test_zeromq_asks_by_the_length_of_its_routing_id(port: NodePort, directory: 
         dealer.curve_publickey, dealer.curve_secretkey = zmq.curve_keypair()
         dealer.curve_serverkey = public
         dealer.setsockopt(zmq.ROUTING_ID, os.urandom(number))
-        dealer.connect(f"tcp://127.0.0.1:{port.port}")
+        dealer.connect(f"tcp://0.0.0.0:0;127.0.0.1:{port.port}")
         dealer.send(b"there")
         sender, frame = router.recv_multipart()
         router.send_multipart([sender, frame + b" and back"])

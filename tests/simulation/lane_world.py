@@ -178,7 +178,8 @@ class World:
         lane.last += 1
         spec.sequence = lane.last
         if fits and lane.may_send():
-            lane.sent(Sent(lane.last, SHAPE, _encode(spec), number, self.now))  # type: ignore[arg-type]
+            ref: Any = SimpleNamespace(slot=number, task_id=lambda: spec.id)
+            lane.sent(Sent(lane.last, SHAPE, _encode(spec), ref, self.now))
             self.over_lanes += 1
             message = wire.CallOverLane(lane.number, lane.incarnation, lane.take_settled(), [spec])
             self.there.send(message)
@@ -193,7 +194,7 @@ class World:
         if lane is None:
             if self.now >= self.dial_at:
                 number = LANE_BIT | next(self.lanes)
-                self.lane = Lane(NODE, number, 0, lambda ref: ref in self.results, self.now)
+                self.lane = Lane(NODE, number, 0, lambda number: number not in self.results, self.now)
                 self.there.send(wire.GreetOverLane(number))
             return None
         if lane.broken(self.now):
@@ -227,9 +228,9 @@ class World:
             for number, value in zip(message.numbers, message.values, strict=True):
                 call = lane.answered(number, self.now)
                 if call is not None:
-                    self.results.setdefault(call.ref, value)  # type: ignore[call-overload]
+                    self.results.setdefault(call.slot, value)
         elif isinstance(message, wire.LaneKept):
-            kept = (lane.kept if message.taken else lane.refused)(message.number, self.now)
+            kept = lane.kept(message.number, self.now)
             if kept is not None:
                 self.to_broker.send((_decode(kept.body), lane.tag(message.taken)))
 

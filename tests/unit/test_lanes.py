@@ -23,13 +23,13 @@ class World:
 
     def __init__(self, opened: bool = True) -> None:
         self.done: set[Any] = set()
-        self.lane = Lane(bytes(16), NUMBER, 3, lambda ref: ref in self.done, 100.0)
+        self.lane = Lane(bytes(16), NUMBER, 3, lambda slot: slot not in self.done, 100.0)
         if opened:
             self.lane.open = True
 
     def send(self, now: float) -> int:
         self.lane.last += 1
-        ref: Any = f"result {self.lane.last}"
+        ref: Any = SimpleNamespace(slot=f"result {self.lane.last}", task_id=lambda: bytes(16))
         self.lane.sent(Sent(self.lane.last, SHAPE, b"body", ref, now))
         return self.lane.last
 
@@ -38,7 +38,7 @@ class World:
         call = self.lane.answered(number, now)
         if call is None:
             return False
-        self.done.add(call.ref)
+        self.done.add(call.slot)
         return True
 
     def overdue(self, now: float) -> list[int]:
@@ -115,7 +115,7 @@ def test_the_first_call_waits_for_the_dialling() -> None:
     assert world.overdue(101.0) == [number]
 
 
-def test_what_the_brokers_must_bring_is_handed_over_once_and_is_no_silence() -> None:
+def test_what_the_brokers_must_bring_or_was_not_taken_is_under_way_no_more() -> None:
     world = World()
     number = world.send(100.0)
     call = world.lane.kept(number, 100.001)
@@ -124,22 +124,19 @@ def test_what_the_brokers_must_bring_is_handed_over_once_and_is_no_silence() -> 
     assert world.lane.kept(number, 100.002) is None
     assert world.overdue(200.0) == []
     assert world.lane.may_send()
-    assert not world.lane.all_done()
-    world.done.add(call.ref)
     assert world.lane.all_done()
-
-
-def test_what_was_not_taken_is_under_way_no_more() -> None:
-    world = World()
-    number = world.send(100.0)
-    call = world.lane.refused(number, 100.001)
-    assert call is not None
-    assert world.lane.all_done()
-    assert world.overdue(200.0) == []
     number = world.send(100.0)
     assert world.overdue(101.0) == [number]
-    assert world.lane.refused(number, 101.1) is None, "the brokers see to it"
+    assert world.lane.kept(number, 101.1) is None, "the brokers see to it"
     assert world.lane.may_send()
+
+
+def test_what_the_brokers_see_to_is_not_kept_here() -> None:
+    world = World()
+    world.send(100.0)
+    [call] = world.lane.overdue(101.0)
+    assert call.ref is None
+    assert not world.lane.all_done()
 
 
 def test_whoever_asks_the_brokers_has_them_know_of_all() -> None:
