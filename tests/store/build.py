@@ -1,6 +1,6 @@
-"""Compiles the store and its C tests, away from the extension: with sanitizers, crash points and planted faults.
+"""Compiles the store, the door and their C tests, away from the extensions: with sanitizers, crash points and planted faults.
 
-Covers finding the compiler and running it once per kind of build and test run. Does not cover the tests themselves (`core.c`, `kills.c`).
+Covers finding the compiler and running it once per kind of build and test run. Does not cover the tests themselves (`core.c`, `kills.c`, `door.c`).
 """
 
 from __future__ import annotations
@@ -57,6 +57,12 @@ def kill_tests(sanitized: bool) -> Path:
     return _compile(
         f"kills-{sanitized}", [HERE / "kills.c", PACKAGE / "_store_core.c"], SANITIZED if sanitized else PLAIN
     )
+
+
+@functools.cache
+def door() -> Path:
+    """Return the program of `door.c`, with sanitizers."""
+    return _compile("door", [HERE / "door.c", PACKAGE / "_door_core.c"], SANITIZED)
 
 
 @functools.cache
