@@ -185,6 +185,8 @@ class ActorHost:
                 time.sleep(1.0)
             try:
                 executor.run(spec, self.instance)
+                if not self.worker.notices.direct:  # on another node somebody waits for it, and the main thread sleeps
+                    self.worker.notices.flush()
             finally:
                 with self._state_lock:
                     self._running -= 1

@@ -413,10 +413,13 @@ class LaneKept(Message, frozen=True):
 
 
 class SkipOnLane(Message, frozen=True):
-    """Broker -> leased worker: these numbers will not come over the lane, or are to be dropped."""
+    """Broker -> leased worker: it sees to these tasks, which went over the lane: what has not come is not to be taken any more. Answered with
+    DONE_SKIPPED each."""
 
     lane: int
     numbers: list[int]
+    ids: bytes
+    """16 bytes each."""
 
 
 class ExitWhenIdle(Message, frozen=True):
@@ -601,6 +604,9 @@ def _check(message: Message) -> None:
     elif isinstance(message, LaneDone):
         if not len(message.numbers) == len(message.kinds) == len(message.values) == len(message.micros):
             raise FrameError("columns of LaneDone differ in length")
+    elif isinstance(message, SkipOnLane):
+        if len(message.ids) != 16 * len(message.numbers):
+            raise FrameError("columns of SkipOnLane differ in length")
     elif isinstance(message, (Sealed, Wanted)):
         if len(message.ids) % 16:
             raise FrameError(f"ids of {type(message).__name__} are not a multiple of 16 bytes")

@@ -184,6 +184,8 @@ class Worker:
         elif isinstance(message, wire.SkipOnLane):
             if self.executor.lanes is not None:
                 self.executor.lanes.skip(message, self.queue)
+                for index in range(len(message.numbers)):
+                    self.notices.add(message.ids[16 * index : 16 * index + 16], wire.DONE_SKIPPED, 0)
         elif isinstance(message, wire.OpenDoor):
             self._open_door(message)
         elif isinstance(message, wire.Shutdown):

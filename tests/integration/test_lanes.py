@@ -544,3 +544,17 @@ def test_results_that_do_not_fit_a_lane(cluster: Cluster) -> None:
         assert zray.get(make.remote("small"), timeout=LONG) == 1
         with pytest.raises(KeyError):
             zray.get(make.remote("fail"), timeout=LONG)
+
+
+def test_tasks_whose_results_do_not_fit_a_lane_run_once(cluster: Cluster, tally: Tally) -> None:
+    @zray.remote(num_cpus=0, resources=THERE)
+    def speak(number: int) -> int:
+        tally.add(number)
+        if number % 4:  # what prints does not fit
+            print("said", number)
+        return number
+
+    for number in range(150):
+        assert zray.get(speak.remote(number), timeout=LONG) == number
+    assert over_lanes() > 0
+    assert [int(line) for line in tally.lines] == list(range(150))

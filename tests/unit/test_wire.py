@@ -61,7 +61,7 @@ EXAMPLES: list[wire.Message] = [
     wire.GreetOverLane(1 << 40),
     wire.LaneDone(1 << 40, [1, 2], b"\0\1", [b"value", b""], [10, 20]),
     wire.LaneKept(1 << 40, 3, True),
-    wire.SkipOnLane(1 << 40, [3]),
+    wire.SkipOnLane(1 << 40, [3], ID),
     wire.SubmitLaneTasks(3, 1, ID, 1 << 40, 2, [SPEC]),
     wire.LaneTasksDone(1, ID, b"\0", [10]),
     wire.ExitWhenIdle("no handles"),

@@ -279,11 +279,12 @@ class Lanes:
         """Tasks of another node went to a worker of this one, and their caller has had no answer."""
         granted = self._granted.get(message.lane)
         alive = granted is not None and granted.worker in self._broker.workers
-        if granted is not None and alive:
-            numbers = [spec.sequence for spec in message.tasks]
-            self._broker.performer.send(granted.worker, wire.SkipOnLane(message.lane, numbers))
+        numbers = [spec.sequence for spec in message.tasks]
         assert self._broker.remote is not None
-        self._broker.remote.take_over(node, message, alive)
+        self._broker.remote.take_over(node, message, granted.worker if granted is not None and alive else 0)
+        if granted is not None and alive:  # only now: the worker keeps the results until it is told that they are kept here
+            names = b"".join([spec.id for spec in message.tasks])
+            self._broker.performer.send(granted.worker, wire.SkipOnLane(message.lane, numbers, names))
 
     def leads_here(self, lane: int) -> bool:
         """Whether there is a lane with this number to an actor or a leased worker of this node."""

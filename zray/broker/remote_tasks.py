@@ -106,8 +106,8 @@ class RemoteTasks:
         """(node, job, actor, lane, calls): calls that leave in one message, unless something else is sent before."""
         cluster.before_sending = self.flush
         self._twofold: dict[bytes, tuple[int, list[ObjectRef]]] = {}
-        """Calls that come to an actor here over a lane as well: its worker, and the results, which are kept until the worker has said what became of the call.
-        Without them it would take the one that comes later for a new one, were the first ended by somebody else."""
+        """Calls and tasks that may come to a worker here over a lane as well: which one, and the results, which are kept until it has said what became of
+        them there. Without them it would take what comes later for something new, were the first ended by somebody else."""
         self._over: set[int] = set()
         """Jobs that are over: what other nodes had sent for them before they heard of it may come later."""
         self._told: dict[bytes, set[bytes]] = {}
@@ -402,8 +402,8 @@ class RemoteTasks:
             results = self._expect(call, self._broker.shapes[call.shape].num_returns, held, _encode(call))
             self._guests[call.id] = _Guest(node, 0, GUEST_BIT | job, results, held)
 
-    def take_over(self, node: bytes, message: pm.RunOnLane, alive: bool) -> None:
-        """See to tasks that went to a worker of this node over a lane: it runs them, has run them, or they never came. `alive`: that worker lives."""
+    def take_over(self, node: bytes, message: pm.RunOnLane, worker: int) -> None:
+        """See to tasks that went to a worker of this node over a lane: it runs them, has run them, or they never came. `worker`: 0 when it is dead."""
         broker = self._broker
         job = message.job.number
         guest_job = GUEST_BIT | job
@@ -413,13 +413,15 @@ class RemoteTasks:
             ref = self._store.reference(return_id(spec.id, 0))
             taken = ref is not None and not self._store.marks(ref) & _store.MARK_REMOTE
             spec.sequence = 0
-            if not taken and not alive:  # it may have been run
+            if not taken and not worker:  # it may have been run
                 spec.attempt += 1
             results = self._expect(spec, shape.num_returns, [], _encode(spec))
             self._guests[spec.id] = _Guest(node, 0, guest_job, results, [])
             self.keep_function(job, shape.function, lent)
             if taken:
                 continue
+            if worker:
+                self._twofold[spec.id] = worker, results
             if shape.max_retries >= 0 and spec.attempt > shape.max_retries:
                 fields: dict[str, object] = {"task_id": spec.id.hex(), "function_name": shape.name}
                 error = a.SealError(spec.id, shape.num_returns, "WorkerCrashedError", fields)
@@ -480,11 +482,12 @@ class RemoteTasks:
         """Whether a result is there, or (of a call that was sent on) kept on another node."""
         return self._store.done(ref) or self._sharing.locations.elsewhere(ref.binary())
 
-    def told(self, tasks: list[bytes]) -> None:
+    def told(self, worker: int, tasks: list[bytes]) -> None:
         """A worker has said what became of these."""
         if self._twofold:
             for task in tasks:
-                self._twofold.pop(task, None)
+                if task in self._twofold and self._twofold[task][0] == worker:
+                    del self._twofold[task]
 
     def worker_gone(self, worker: int) -> None:
         """A worker has died: what it had ended, its reports may have died with it. (Tasks that the scheduler keeps are handed out once more,

@@ -369,7 +369,7 @@ class Broker:
             self.sharing.ended_here(names, message.statuses)
         self.tell(e.TasksFinished(message.worker, names, message.statuses, message.micros, message.idle))
         if self.remote is not None:
-            self.remote.told(names)
+            self.remote.told(message.worker, names)
             self.remote.look_at(names, message.statuses, message.micros)
 
     def _sealed(self, message: wire.Sealed) -> None:
