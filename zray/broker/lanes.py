@@ -282,7 +282,8 @@ class Lanes:
         numbers = [spec.sequence for spec in message.tasks]
         assert self._broker.remote is not None
         self._broker.remote.take_over(node, message, granted.worker if granted is not None and alive else 0)
-        if granted is not None and alive:  # only now: the worker keeps the results until it is told that they are kept here
+        # Only now: the worker keeps the results until it is told that they are kept here.
+        if granted is not None and alive:
             names = b"".join([spec.id for spec in message.tasks])
             self._broker.performer.send(granted.worker, wire.SkipOnLane(message.lane, numbers, names))
 
