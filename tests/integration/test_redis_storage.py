@@ -259,7 +259,7 @@ def test_a_lost_server_is_an_error_in_bounded_time_and_nothing_is_lost(server: S
     for number in range(10):
         client.kv_put(f"k{number}", b"v")
     server.kill()
-    with pytest.raises(RequestRefused, match="the server does not answer"):
+    with pytest.raises(RequestRefused, match=r"the server (does not answer|did not answer)"):
         client.kv_put("new", b"1")
     assert client.kv_get("k3") == b"v", "reads go on"
     assert gcs.storage_failure
@@ -332,7 +332,7 @@ def test_a_cluster_over_redis_is_killed_and_started_again(server: Server, tmp_pa
         cluster.wait_for_nodes()
         # A server that comes back empty gets all rows again from the head.
         server.kill()
-        with pytest.raises(RequestRefused, match="the server does not answer"):
+        with pytest.raises(RequestRefused, match=r"the server (does not answer|did not answer)"):
             zray.kv.put("colour", b"blue")
         assert zray.kv.get("colour") == b"green"
         server.start()
