@@ -218,13 +218,13 @@ class FarActor:
         """Calls are numbered in the lane."""
         self._reply: ObjectRef | None = None
         self._last_slot = 0
-        """First result of the last call that is not numbered in a lane."""
+        """First result of the last call, whichever way it took."""
         self._calm = 0
         self._not_before = 0.0
         self._pause = _AGAIN_S[0]
 
     def called(self, slot: int) -> None:
-        """A call took the brokers' way, outside of any lane."""
+        """A call was made; its first result is in this slot."""
         self._last_slot = slot
 
     def ready(self) -> Lane | None:

@@ -42,8 +42,8 @@ def wait_nothing_is_owed() -> None:
         return {name: found[name] for name in names if found[name]}
 
     if zray.is_initialized():
-        wait_for(lambda: not left(), 20, f"nothing is left: {left()}")
-        wait_for(lambda: query("statistics")["used"] < 1 << 20, 20, f"no value is left: {query('statistics')}")
+        wait_for(lambda: not left(), 5, f"nothing is left: {left()}")
+        wait_for(lambda: query("statistics")["used"] < 1 << 20, 5, f"no value is left: {query('statistics')}")
 
 
 def on(name: str) -> dict[str, float]:
