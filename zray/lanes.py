@@ -341,8 +341,7 @@ class FarWorker:
         """Have the brokers see to tasks that went over the lane."""
         session = self._submitter.session
         tasks: Any = [msgspec.Raw(call.body) for call in calls]
-        process, job = session.store.process, session.job
-        message = wire.SubmitLaneTasks(process, job, lane.node, lane.number, lane.incarnation, tasks)
+        message = wire.SubmitLaneTasks(session.job, lane.node, lane.number, tasks)
         session.tell(message)
 
     def refused(self, call: Sent, lane: Lane) -> None:

@@ -186,11 +186,9 @@ class OpenLane(Message, frozen=True):
 class SubmitLaneTasks(Message, frozen=True):
     """Caller -> broker: these went over a lane to a leased worker, and no answer has come: see to them."""
 
-    process: int
     job: int
     node: bytes
     lane: int
-    epoch: int
     tasks: list[TaskSpec]
 
 

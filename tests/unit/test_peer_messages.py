@@ -70,7 +70,7 @@ EXAMPLES: list[pm.PeerMessage] = [
     pm.LaneIs(5, 40, "key", 1 << 40, 2),
     pm.LanesOver([1 << 40]),
     pm.AskLease(5, JOB, NODE, [CallShape(NODE, 0, NODE, "f")], NODE, [NODE]),
-    pm.RunOnLane(JOB, NODE, 1 << 40, 3, [], [TaskSpec(NODE, NODE, b"args")], [NODE]),
+    pm.RunOnLane(JOB, NODE, 1 << 40, [], [TaskSpec(NODE, NODE, b"args")], [NODE]),
     pm.ActorIs(4, ACTOR, [NODE]),
     pm.ActorIs(4, None, []),
     pm.JobOver(7, "the driver has ended"),

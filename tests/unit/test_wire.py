@@ -62,7 +62,7 @@ EXAMPLES: list[wire.Message] = [
     wire.LaneDone(1 << 40, [1, 2], b"\0\1", [b"value", b""], [10, 20]),
     wire.LaneKept(1 << 40, 3, True),
     wire.SkipOnLane(1 << 40, [3], ID),
-    wire.SubmitLaneTasks(3, 1, ID, 1 << 40, 2, [SPEC]),
+    wire.SubmitLaneTasks(1, ID, 1 << 40, [SPEC]),
     wire.LaneTasksDone(1, ID, b"\0", [10]),
     wire.ExitWhenIdle("no handles"),
     wire.Shutdown("bye"),

@@ -322,13 +322,14 @@ class ActorTable:
         if lane.sent and lane.incarnation < actor.incarnation:
             # The one that is gone may have run them: they are its orphans.
             limit = actor.spec.max_task_retries
-            again = [spec for spec in calls if limit < 0 or spec.attempt < limit]
+            again = []
             fields = actor.fields("UNKNOWN", actor.worker, None)
             for spec in calls:
                 if limit >= 0 and spec.attempt >= limit:
                     out.append(actions.SealError(spec.id, actions.UNKNOWN_RETURNS, "ActorUnavailableError", fields))
                 else:
                     out.append(actions.Reopen(spec, actions.UNKNOWN_RETURNS))
+                    again.append(spec)
             calls = again
         if calls:
             self.calls(actor.id, 0, job, actor.incarnation, calls, out)

@@ -195,7 +195,7 @@ class Lanes:
         """Tasks went over a lane, and no answer has come: the node there sees to them, or this one when that is dead."""
         remote = self._broker.remote
         assert remote is not None
-        remote.went_over_lane(message.node, message.job, message.lane, message.epoch, message.tasks)
+        remote.went_over_lane(message.node, message.job, message.lane, message.tasks)
 
     def process_gone(self, process: int) -> None:
         """A process of this node is dead: what it had sent through the brokers goes ahead of this."""

@@ -383,7 +383,6 @@ class RunOnLane(PeerMessage, frozen=True):
     job: JobSpec
     home: bytes
     lane: int
-    epoch: int
     shapes: list[CallShape]
     tasks: list[TaskSpec]
     lent: list[bytes]

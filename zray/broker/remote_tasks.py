@@ -240,7 +240,7 @@ class RemoteTasks:
         for call in calls:
             under_way[call.id] = _Away(actor, call, self._broker.shapes[call.shape].num_returns, self.driver_job(job))
 
-    def went_over_lane(self, node: bytes, job: int, lane: int, epoch: int, tasks: list[TaskSpec]) -> None:
+    def went_over_lane(self, node: bytes, job: int, lane: int, tasks: list[TaskSpec]) -> None:
         """Tasks of a job went over a lane to a leased worker of a node, and their caller has had no answer."""
         tasks = [spec for spec in tasks if self._is_open(spec)]
         if not self._cluster.knows(node):
@@ -255,7 +255,7 @@ class RemoteTasks:
         shapes, lent = self.wrap(node, job_spec.number, tasks)
         self.note_away(node, _NO_ACTOR, tasks, job)
         home = self.home_of(job_spec.number)
-        self._cluster.send(node, pm.RunOnLane(job_spec, home, lane, epoch, shapes, tasks, lent))
+        self._cluster.send(node, pm.RunOnLane(job_spec, home, lane, shapes, tasks, lent))
 
     def _lost_with_node(self, spec: TaskSpec, job: int, reason: str) -> None:
         """A task went over a lane to a node that is dead: run it again, if it may."""
