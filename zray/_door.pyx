@@ -8,8 +8,6 @@ import os
 
 cdef extern from "_door_core.h" nogil:
     enum:
-        ZD_FIRST
-        ZD_LAST
         ZD_PATH_MAX
     ctypedef struct zd_door:
         int listener
@@ -24,13 +22,8 @@ cdef extern from "_door_core.h" nogil:
     int zd_serve(zd_door *door)
 
 
-FIRST = ZD_FIRST
-LAST = ZD_LAST
-"""Lengths of routing ids that ask for the socket of that number."""
-
-
 def steer(int listener, int family):
-    """Of two sockets that listen on one port, give the first, this one, connections from even source ports, and the other those from odd ones. OSError: this
+    """Of two sockets that listen on one port, give the first, this one, connections from odd source ports, and the other those from even ones. OSError: this
     kernel cannot."""
     cdef int error = zd_steer(listener, family)
     if error:
@@ -38,7 +31,7 @@ def steer(int listener, int family):
 
 
 cdef class Door:
-    """Carries bytes between one TCP port and Unix sockets, in the thread that calls `serve`."""
+    """Hands connections to one TCP port over to processes, or carries bytes to a Unix socket, in the thread that calls `serve`."""
 
     cdef zd_door d
 
@@ -46,13 +39,13 @@ cdef class Door:
         """
         Args:
             listener: descriptor of a TCP socket that listens; not closed here, and made not to block.
-            prefix: path of the Unix sockets that can be asked for, up to their numbers (`FIRST` to `LAST`).
+            prefix: path of the Unix sockets that connections are handed over to, up to their numbers.
             main: path of the one for all connections that do not ask.
             greeting_ms: milliseconds within which a connection must greet.
         """
         self.d.stop = -1
         cdef bytes stem = os.fsencode(prefix), default = os.fsencode(main)
-        if max(len(stem) + 3, len(default)) >= ZD_PATH_MAX:
+        if max(len(stem) + 5, len(default)) >= ZD_PATH_MAX:
             raise ValueError(f"the runtime directory is too long for a socket address: {prefix}")
         strncpy(self.d.prefix, stem, ZD_PATH_MAX - 1)
         strncpy(self.d.main, default, ZD_PATH_MAX - 1)

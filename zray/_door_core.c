@@ -28,6 +28,7 @@ enum {
     KEEPALIVE_IDLE_S = 30,   /* a machine that has gone without a word is noticed */
     KEEPALIVE_PROBES = 4,
     KEEPALIVE_INTERVAL_S = 10,
+    MAGIC_BYTES = sizeof ZD_MAGIC - 1,
     GREETING_BYTES = 10,
 };
 enum { GREETING, JOINED };
@@ -53,6 +54,7 @@ typedef struct joint {
 typedef struct room {
     zd_door *door;
     int epoll;
+    int messenger; /* sends connections to those who wait for them */
     joint *oldest, *newest;
     joint *busy;
     joint *dead; /* to be freed when no event of this round can name it any more; linked by next_busy */
@@ -206,15 +208,36 @@ static int join(room *r, joint *j, const char *path) {
     return 1;
 }
 
-/* The number of the socket that a greeting asks for; 0: the broker's. */
-static uint32_t asked_for(const uint8_t *greeting) {
-    uint64_t length = 0;
-    if (greeting[0] != 0xff || greeting[GREETING_BYTES - 1] != 0x7f) return 0;
-    for (int i = 1; i <= 8; i++) length = length << 8 | greeting[i];
-    return length > ZD_FIRST && length <= ZD_LAST + 1 ? (uint32_t)length - 1 : 0;
+/* Give the connection itself to whoever waits at `path`, with the preface as far as it was read; it is over here then. Returns whether somebody does. */
+static int hand_over(room *r, joint *j, const char *path) {
+    struct sockaddr_un to = {.sun_family = AF_UNIX};
+    size_t length = strlen(path);
+    if (length >= sizeof to.sun_path) return 0;
+    memcpy(to.sun_path, path, length);
+    union { /* cmsg(3): aligned like a header */
+        struct cmsghdr header;
+        char bytes[CMSG_SPACE(sizeof(int))];
+    } rights;
+    memset(&rights, 0, sizeof rights);
+    struct iovec preface = {.iov_base = j->greeting, .iov_len = j->heard};
+    struct msghdr message = {.msg_name = &to, .msg_namelen = sizeof to, .msg_iov = &preface, .msg_iovlen = 1, .msg_control = &rights,
+        .msg_controllen = sizeof rights.bytes};
+    struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+    header->cmsg_level = SOL_SOCKET;
+    header->cmsg_type = SCM_RIGHTS;
+    header->cmsg_len = CMSG_LEN(sizeof(int));
+    memcpy(CMSG_DATA(header), &j->in.from, sizeof(int));
+    ssize_t n;
+    do n = sendmsg(r->messenger, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+    while (n < 0 && errno == EINTR);
+    if (n < 0) return 0;
+    epoll_ctl(r->epoll, EPOLL_CTL_DEL, j->in.from, NULL); /* closing is not enough while another process has it */
+    count(&r->door->handed_over, 1);
+    end(r, j);
+    return 1;
 }
 
-/* Take the greeting in, as far as it has come: 0 when more is to come or it is joined, -1 when nobody is there for it. */
+/* Take in what the caller wants, as far as it has come: 0 when more is to come or it was seen to, -1 when nobody is there for it. */
 static int greet(room *r, joint *j) {
     while (j->heard < GREETING_BYTES) {
         ssize_t n = recv(j->in.from, j->greeting + j->heard, GREETING_BYTES - j->heard, 0);
@@ -226,11 +249,14 @@ static int greet(room *r, joint *j) {
         }
         j->heard += (uint8_t)n;
     }
-    uint32_t number = j->heard == GREETING_BYTES ? asked_for(j->greeting) : 0;
-    char path[sizeof r->door->prefix + 16];
-    snprintf(path, sizeof path, "%s%u", r->door->prefix, number);
+    if (j->heard == GREETING_BYTES && !memcmp(j->greeting, ZD_MAGIC, MAGIC_BYTES)) {
+        uint32_t number = j->greeting[MAGIC_BYTES] | (uint32_t)j->greeting[MAGIC_BYTES + 1] << 8;
+        char path[sizeof r->door->prefix + 16];
+        snprintf(path, sizeof path, "%s%u", r->door->prefix, number);
+        return hand_over(r, j, path) ? 0 : -1;
+    }
     if (keep(&j->in, j->greeting, j->heard)) return -1;
-    return join(r, j, number ? path : r->door->main) ? 0 : -1;
+    return join(r, j, r->door->main) ? 0 : -1;
 }
 
 static void let_in(room *r) {
@@ -279,7 +305,7 @@ static void look_at(room *r, joint *j, uint32_t events) {
             turn_away(r, j);
             return;
         }
-        if (j->state != JOINED) return;
+        if (j->dead || j->state != JOINED) return;
         events |= EPOLLRDHUP; /* what came behind the greeting has had its event */
     }
     carry(r, j, events);
@@ -323,6 +349,7 @@ int zd_steer(int listener, int family) {
     struct sock_filter code[] = {
         BPF_STMT(BPF_LD | BPF_H | BPF_ABS, at),
         BPF_STMT(BPF_ALU | BPF_AND | BPF_K, 1),
+        BPF_STMT(BPF_ALU | BPF_XOR | BPF_K, 1), /* 0, the first of them, for odd ports */
         BPF_STMT(BPF_RET | BPF_A, 0),
     };
     struct sock_fprog program = {.len = sizeof code / sizeof code[0], .filter = code};
@@ -334,10 +361,12 @@ int zd_serve(zd_door *door) {
     struct epoll_event events[EVENTS], listen = {.events = EPOLLIN, .data.ptr = NULL}, stop = {.events = EPOLLIN, .data.ptr = &r};
     r.scratch = malloc(BUFFER);
     r.epoll = epoll_create1(EPOLL_CLOEXEC);
-    if (!r.scratch || r.epoll < 0 || epoll_ctl(r.epoll, EPOLL_CTL_ADD, door->stop, &stop)
+    r.messenger = socket(AF_UNIX, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    if (!r.scratch || r.epoll < 0 || r.messenger < 0 || epoll_ctl(r.epoll, EPOLL_CTL_ADD, door->stop, &stop)
         || epoll_ctl(r.epoll, EPOLL_CTL_ADD, door->listener, &listen)) {
         int error = errno ? errno : ENOMEM;
         if (r.epoll >= 0) close(r.epoll);
+        if (r.messenger >= 0) close(r.messenger);
         free(r.scratch);
         return error;
     }
@@ -371,6 +400,7 @@ int zd_serve(zd_door *door) {
         free(gone);
     }
     close(r.epoll);
+    close(r.messenger);
     free(r.scratch);
     return 0;
 }

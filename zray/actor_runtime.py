@@ -54,7 +54,7 @@ class ActorHost:
         self._running = 0
         self._state_lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._look_again: Callable[[], object] | None = None
+        self._readable: Callable[[], object] | None = None
         self._coroutines: dict[int, asyncio.Task[None]] = {}
         """Asynchronous calls under way, by the word that names them in a cancellation."""
 
@@ -219,7 +219,7 @@ class ActorHost:
                 start_some()
 
         loop.add_reader(worker.inbox.fileno(), readable)
-        self._loop, self._look_again = loop, lambda: loop.call_soon(readable)
+        self._loop, self._readable = loop, readable
         if self.executor.lanes is not None:
             self.lanes_opened(self.executor.lanes)
         while True:
@@ -230,9 +230,11 @@ class ActorHost:
                 self.leave()
 
     def lanes_opened(self, lanes: LaneEnds) -> None:
-        """Answers leave on the socket that an event loop waits for: what comes in that moment is not signalled again."""
-        if self._loop is not None:
-            lanes.later, lanes.on_answer = self._loop.call_soon, self._look_again
+        """Where there is an event loop, have it wait for what comes over lanes."""
+        visitors = self.worker.inbox.visitors
+        if self._loop is not None and self._readable is not None and visitors is not None:
+            lanes.later = self._loop.call_soon
+            self._loop.add_reader(visitors.fileno(), self._readable)
 
     def cancel(self, call: bytes) -> None:
         """Cancel an asynchronous call, if it is under way."""

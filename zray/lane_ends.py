@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from zray.actor_runtime import ActorHost
     from zray.object_store import ObjectRef
+    from zray.sealed_stream import SealedStream
     from zray.serialization import Packed
     from zray.worker import Worker
 
@@ -46,7 +47,7 @@ class _LaneEnd:
     __slots__ = ("kept", "kinds", "micros", "numbers", "sender", "values")
 
     def __init__(self) -> None:
-        self.sender = b""
+        self.sender: SealedStream | None = None
         self.kept: dict[int, ObjectRef] = {}
         """By number of the call."""
         self.numbers: list[int] = []
@@ -75,8 +76,6 @@ class LaneEnds:
         """Lanes with results that wait for others."""
         self.later: Callable[[Callable[[], None]], object] | None = None
         """Has a function called soon, where nobody else calls `flush` when there is nothing left to run."""
-        self.on_answer: Callable[[], object] | None = None
-        """Called when something was sent: what has come meanwhile may not be signalled."""
 
     def greeted(self, lane: int) -> None:
         """Somebody looks whether the lane is open."""
@@ -183,7 +182,6 @@ class LaneEnds:
             end.numbers, end.kinds, end.values, end.micros = [], bytearray(), [], []
             self._answer(end.sender, message)
 
-    def _answer(self, sender: bytes, message: wire.Message) -> None:
-        self._inbox.answer(sender, wire.encode(message))
-        if self.on_answer is not None:
-            self.on_answer()
+    def _answer(self, sender: SealedStream | None, message: wire.Message) -> None:
+        if sender is not None:
+            self._inbox.answer(sender, wire.encode(message))

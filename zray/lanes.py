@@ -1,7 +1,7 @@
 """The caller's end of lanes: calls to actors and leased workers on other nodes that go straight to their processes, when they come one after another.
 
 Covers when a lane to an actor is asked for and given up (`FarActor`), which calls of a function go to a worker that another node has lent
-(`FarWorker`), what was sent over a lane (`Lane`), and the thread that takes in answers (`LaneReader`). Does not cover the far end (`zray.lane_ends`),
+(`FarWorker`), what was sent over a lane (`Lane`), and taking in answers (`LaneReader`): in the thread that waits for one, or in one of its own. Does not cover the far end (`zray.lane_ends`),
 who gets a lane (`zray.broker.lanes`), or calls within this node (`zray.submission`).
 
 By way of the brokers a call to another node is six hops there and back; over a lane it is two. The brokers' way stays the truth: they keep books of what
@@ -38,10 +38,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from zray.object_store import ObjectRef
+    from zray.sealed_stream import DialledStream
     from zray.session import Session
     from zray.submission import Submitter
     from zray.task import CallShape
-    from zray.transport import FarSocket
 
 PATIENCE_S: Final = 0.005
 """Seconds after which a call that has no answer is sent through the brokers, too."""
@@ -354,22 +354,32 @@ class FarWorker:
 
 
 class _Connection:
-    """A lane with its socket."""
+    """A lane with its stream."""
 
-    __slots__ = ("lane", "packed", "route", "shapes", "socket")
+    __slots__ = ("armed", "lane", "last_slot", "packed", "route", "shapes", "stream", "taker")
 
-    def __init__(self, lane: Lane, route: FarActor | FarWorker, socket: FarSocket) -> None:
+    def __init__(self, lane: Lane, route: FarActor | FarWorker, stream: DialledStream) -> None:
         self.lane = lane
         self.route = route
-        self.socket = socket
+        self.stream = stream
         self.shapes: set[bytes] = set()
         """Those that were told of over it."""
         self.packed: list[msgspec.Raw] = []
         """Calls that leave together."""
+        self.last_slot = 0
+        """Result of the last call that went over it."""
+        self.taker = False
+        """A thread that waits for an answer takes in what comes."""
+        self.armed = False
+        """Else the thread for that does: it waits for the descriptor."""
 
 
 class LaneReader:
-    """All lanes of this process: sends over them, and takes in what comes, in a thread that is started with the first."""
+    """All lanes of this process: sends over them, and takes in what comes.
+
+    Whoever waits for the answer to the last call of a lane reads its stream himself, for as long as patience lasts: to be woken by another thread would
+    cost more than all else. For everything else there is a thread, which is started with the first lane.
+    """
 
     def __init__(self, submitter: Submitter) -> None:
         self._submitter = submitter
@@ -377,6 +387,8 @@ class LaneReader:
         self._lock = submitter.lock
         self._connections: dict[Lane, _Connection] = {}
         self._by_descriptor: dict[int, _Connection] = {}
+        self._last: _Connection | None = None
+        """Over which the last call went."""
         self._epoll: select.epoll | None = None
         self._woken = -1
         self._asleep = False
@@ -395,21 +407,23 @@ class LaneReader:
 
     def add(self, lane: Lane, route: FarActor | FarWorker, address: wire.LaneAddress) -> None:
         """Dial the far end; the lane is open when it has answered. One that cannot be had (no descriptors) stays closed."""
+        from zray.sealed_stream import DialledStream
+
         try:
-            socket = self._session.context.far_socket(address.address, address.door, address.public)
+            stream = DialledStream(address.address, address.door, address.lane, address.secret)
         except OSError:
             return
-        connection = _Connection(lane, route, socket)
+        connection = _Connection(lane, route, stream)
         if self._epoll is None:
             self._epoll = select.epoll()
             self._woken = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
             self._epoll.register(self._woken, select.EPOLLIN)
             self._thread = threading.Thread(target=self._run, name="zray-lanes", daemon=True)
             self._thread.start()
+            self._session.take_in_until = self.take_in_until
         self._connections[lane] = connection
-        self._by_descriptor[socket.fileno()] = connection
-        self._epoll.register(socket.fileno(), select.EPOLLIN)
-        socket.send(wire.encode(wire.GreetOverLane(lane.number)))
+        stream.send(wire.encode(wire.GreetOverLane(lane.number)))
+        self._arm(connection)
         self._wake()
 
     def send(self, call: Sent, lane: Lane) -> bool:
@@ -417,11 +431,13 @@ class LaneReader:
         connection = self._connections[lane]
         if call.shape.key not in connection.shapes:
             self._flush(connection)
-            connection.socket.send(wire.encode(wire.DefineShapes([call.shape])))
+            connection.stream.send(wire.encode(wire.DefineShapes([call.shape])))
             connection.shapes.add(call.shape.key)
         lane.sent(call)
         self.calls += 1
         connection.packed.append(msgspec.Raw(call.body))
+        connection.last_slot = call.slot
+        self._last = connection
         if lane.under_way == len(connection.packed) or len(connection.packed) >= _FRAME_CALLS:
             self._flush(connection)
             return True
@@ -436,13 +452,39 @@ class LaneReader:
     def _flush(self, connection: _Connection) -> None:
         if not connection.packed:
             return
-        lane, socket = connection.lane, connection.socket
+        lane, stream = connection.lane, connection.stream
         message = wire.CallOverLane(lane.number, lane.incarnation, lane.take_settled(), connection.packed)  # type: ignore[arg-type]
-        socket.send(wire.encode(message))
+        stream.send(wire.encode(message))
         connection.packed.clear()
-        # To send may take away the sign that something has come.
-        if self._asleep or socket.has_input():
+        if self._asleep or stream.waits_to_write():
+            self._arm(connection)
             self._wake()
+
+    def _arm(self, connection: _Connection) -> None:
+        """Have the thread wait for what a stream can do next, unless somebody else does."""
+        assert self._epoll is not None
+        stream = connection.stream
+        descriptor = stream.fileno()
+        if stream.ended or connection.lane not in self._connections:
+            self._disarm(connection)
+            return
+        events = 0 if connection.taker else select.EPOLLIN
+        if stream.waits_to_write():
+            events |= select.EPOLLOUT
+        if self._by_descriptor.get(descriptor) is connection:
+            self._epoll.modify(descriptor, events)
+        else:
+            self._by_descriptor[descriptor] = connection
+            self._epoll.register(descriptor, events)
+        connection.armed = not connection.taker
+
+    def _disarm(self, connection: _Connection) -> None:
+        """Wait for a stream no more: it has ended."""
+        connection.armed = False
+        descriptor = connection.stream.fileno()
+        if self._epoll is not None and self._by_descriptor.get(descriptor) is connection:
+            del self._by_descriptor[descriptor]
+            self._epoll.unregister(descriptor)
 
     def fits(self, shape: CallShape, stream: bytes) -> bool:
         """Whether a call without references may go over a lane."""
@@ -459,11 +501,10 @@ class LaneReader:
         if connection is None:
             return
         self._hand_over(connection, lane.all_unanswered())
-        descriptor = connection.socket.fileno()
-        del self._by_descriptor[descriptor]
-        if self._epoll is not None:
-            self._epoll.unregister(descriptor)
-        connection.socket.close()
+        self._disarm(connection)
+        if self._last is connection:
+            self._last = None
+        connection.stream.close()
         self._session.tell(wire.CloseLane(self._session.store.process, lane.node, lane.number))
 
     def _hand_over(self, connection: _Connection, calls: list[Sent]) -> None:
@@ -474,16 +515,56 @@ class LaneReader:
     def _wake(self) -> None:
         os.eventfd_write(self._woken, 1)
 
+    # -- from any thread, without the lock -------------------------------------------------------------------------------
+
+    def take_in_until(self, ref: ObjectRef, seconds: float) -> bool:
+        """Wait for a result, at most so long, if it is that of the last call over a lane; whether it is there. It need not be when it is not: patience is
+        over sooner, or another thread waits here already."""
+        connection = self._last
+        if connection is None or connection.last_slot != ref.slot or connection.taker:
+            return False
+        store, stream = self._session.store, connection.stream
+        until = time.monotonic() + min(seconds, PATIENCE_S)
+        with self._lock:
+            if connection.taker or stream.ended or not connection.lane.open:
+                return False
+            connection.taker = True
+        try:
+            with self._lock:
+                self._arm(connection)
+                waiting = select.poll()
+                waiting.register(stream.fileno(), select.POLLIN)
+            while not store.done(ref):
+                left = until - time.monotonic()
+                if left <= 0:
+                    return False
+                if waiting.poll(left * 1000):
+                    with self._lock:
+                        if connection.lane not in self._connections or stream.ended:
+                            return False
+                        self._take_in(connection, time.monotonic())
+            return True
+        finally:
+            with self._lock:
+                connection.taker = False
+                if self._epoll is not None:
+                    self._arm(connection)
+
     def stop(self) -> None:
-        """End the thread. The sockets are closed with their context. (Without the lock.)"""
+        """End the thread, and the streams."""
         self._stopping = True
         if self._thread is not None:
             self._wake()
             self._thread.join()
-        if self._epoll is not None:
-            self._epoll.close()
-            os.close(self._woken)
-            self._epoll = None
+        with self._lock:
+            for connection in self._connections.values():
+                connection.stream.close()
+            self._connections.clear()
+            self._by_descriptor.clear()
+            if self._epoll is not None:
+                self._epoll.close()
+                os.close(self._woken)
+                self._epoll = None
 
     # -- the thread ------------------------------------------------------------------------------------------------------
 
@@ -498,24 +579,39 @@ class LaneReader:
                     return
                 now = time.monotonic()
                 busy = False
-                for descriptor, _ in ready:
+                for descriptor, events in ready:
                     if descriptor == self._woken:
                         os.eventfd_read(self._woken)
-                        for connection in list(self._connections.values()):
-                            self._take_in(connection, now)
-                    elif descriptor in self._by_descriptor:
-                        self._take_in(self._by_descriptor[descriptor], now)
+                        continue
+                    connection = self._by_descriptor.get(descriptor)
+                    if connection is None:
+                        continue
+                    if events & select.EPOLLOUT:
+                        connection.stream.flush()
+                        self._arm(connection)
+                    if events & ~select.EPOLLOUT and not connection.taker:
+                        self._take_in(connection, now)
                 for connection in list(self._connections.values()):
-                    self._hand_over(connection, connection.lane.overdue(now))
-                    busy = busy or connection.lane.waits()
+                    busy = self._look_after(connection, now) or busy
                 quiet = 0 if busy or ready else quiet + 1
                 if quiet:
                     self._report()
                 self._asleep = quiet * PATIENCE_S * 1000 > _QUIET_MS
 
+    def _look_after(self, connection: _Connection, now: float) -> bool:
+        """See to calls without an answer, and to a stream that could not be made; whether to look again soon."""
+        lane, stream = connection.lane, connection.stream
+        self._hand_over(connection, lane.overdue(now))
+        dialling = not lane.open and stream.may_dial_again() and not lane.broken(now)
+        if dialling and stream.dial_again(now):
+            self._arm(connection)
+        elif not connection.armed and not connection.taker and not stream.ended:
+            self._arm(connection)  # whoever took in what came was interrupted
+        return dialling or lane.waits()
+
     def _take_in(self, connection: _Connection, now: float) -> None:
-        lane, socket = connection.lane, connection.socket
-        while (frame := socket.next_frame_nowait()) is not None:
+        lane, stream = connection.lane, connection.stream
+        for frame in stream.receive():
             try:
                 message = wire.decode(frame)
             except wire.FrameError:
@@ -541,6 +637,10 @@ class LaneReader:
                 call = lane.kept(message.number, now)
                 if call is not None:
                     connection.route.refused(call, lane)
+        if stream.ended:
+            self._disarm(connection)
+            if lane.open:  # nobody is there any more
+                self._hand_over(connection, lane.all_unanswered())
 
     def _note(self, task: bytes, kind: int, micros: int) -> None:
         """Remember the end of a task for the records: the brokers know nothing of it."""

@@ -1,35 +1,48 @@
-"""The one TCP port of a node: who connects to it reaches the broker, or a process that the broker has opened.
+"""The one TCP port of a node: who connects to it reaches the broker, or a process that other nodes may call.
 
-Covers the listening sockets, the thread that serves the door, and the numbers of what is behind it. Does not cover carrying bytes (`_door_core.h`), nor
-who is let in: each socket behind the port asks for a key itself (`zray.peer_transport`, `zray.transport`).
+Covers the listening sockets, the thread that serves the door, and the numbers of what is behind it. Does not cover carrying bytes and handing
+connections over (`_door_core.h`), nor who is let in: each socket behind the port sees to that itself (`zray.peer_transport`, `zray.sealed_stream`).
 
-Two sockets listen on the port. One is for the broker alone, so that nothing is between it and other brokers; the other is the door, through which all is
-reached, the broker too. The kernel chooses by the parity of the caller's source port, which is odd for callers of opened processes
-(`Context.far_socket`): a hint, not more. A broker that comes
-to the door is taken to the broker; a caller of an opened process that comes to the broker (an address translator may have changed its port) is refused,
-and tries again from another port.
+Two sockets listen on the port. One is for ZeroMQ's connections between brokers alone, so that nothing is between them; the other is the door, through
+which all is reached, the broker too. The kernel chooses by the parity of the caller's source port, which is odd for brokers (`source_endpoint`): a hint,
+not more. A broker that comes to the door, through a tunnel or an address translator perhaps, is taken to the broker; a stream that comes to the socket
+for brokers is refused, and dialled again.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import socket
 import threading
 from typing import Final
 
-from zray._door import FIRST, LAST, Door, steer
+from zray._door import Door, steer
 
 BROKER: Final = "p"
 """Name of the socket that the broker binds for other nodes, in the runtime directory."""
-NUMBERS: Final = range(FIRST, LAST + 1)
-"""Of sockets that can be asked for: whoever connects with a routing id so long is taken there."""
-_OPENED: Final = "x"
+VALUES: Final = 0
+"""Number of the one that gives values to other nodes."""
+NUMBERS: Final = range(1, 1 << 16)
+"""Of processes that other nodes may call: a stream names the one that it wants."""
+_BEHIND: Final = "x"
 _BACKLOG: Final = 256
 
 
-def opened_socket(number: int) -> str:
-    """Return the name of the socket with a number, in the runtime directory."""
-    return f"{_OPENED}{number}"
+def socket_behind_door(number: int) -> str:
+    """Return the name of the socket to which the door hands connections that ask for a number, in the runtime directory."""
+    return f"{_BEHIND}{number}"
+
+
+def source_endpoint(address: str) -> str:
+    """Return what stands before `address` (host:port) where a broker's ZeroMQ connects to it: from a port of any number, for which the kernel draws an odd
+    one. Nothing for names: which sort of address they have is not known."""
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        version = ipaddress.ip_address(host).version
+    except ValueError:
+        return ""
+    return "[::]:0;" if version == 6 else "0.0.0.0:0;"
 
 
 class NodePort:
@@ -39,7 +52,7 @@ class NodePort:
         """Listen on host:port (0: any free port), and let people in to sockets of a runtime directory. OSError: the address cannot be had."""
         self._brokers, self._listener = _listen(host, port)
         self.port = int(self._listener.getsockname()[1])
-        self.door = Door(self._listener.fileno(), os.path.join(directory, _OPENED), os.path.join(directory, BROKER))
+        self.door = Door(self._listener.fileno(), os.path.join(directory, _BEHIND), os.path.join(directory, BROKER))
         self._thread = threading.Thread(target=self.door.serve, name="zray-door", daemon=True)
         self._thread.start()
 

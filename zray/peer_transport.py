@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import zmq
 from zmq.utils import z85
 
-from zray.node_port import BROKER, NodePort
+from zray.node_port import BROKER, NodePort, source_endpoint
 from zray.transport import _Socket, bracketed, has_input, ipc_endpoint
 
 if TYPE_CHECKING:
@@ -487,7 +487,7 @@ def _connect(socket: zmq.Socket[bytes], name: bytes, key: ClusterKey, address: s
     socket.setsockopt(zmq.RECONNECT_IVL_MAX, _RECONNECT_MAX_MS)
     monitor = socket.get_monitor_socket(_FAILED_HANDSHAKES | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
     host, _, port = address.rpartition(":")
-    socket.connect(f"tcp://{bracketed(host)}:{port}")
+    socket.connect(f"tcp://{source_endpoint(address)}{bracketed(host)}:{port}")
     return monitor
 
 

@@ -124,6 +124,8 @@ class Session:
         """Some task or actor of this process had its calls captured by its placement group."""
         self.before_wait: list[Callable[[], None]] = []
         """Called before this process waits: everything packed leaves."""
+        self.take_in_until: Callable[[ObjectRef, float], bool] | None = None
+        """Waits for a result that comes straight from another node, at most so many seconds; whether it is there (`zray.lanes`)."""
         self.after_get: Callable[[], None] | None = None
         """Called when results were read and workers have written output since the last time (drivers: print it)."""
         self.on_block: Callable[[], None] | None = None
@@ -299,6 +301,9 @@ class Session:
                 ref = refs[pending]
                 first = self._patience() if self.on_block is not None and not blocked else _EARLY_ERROR_S
                 piece = first if deadline is None else min(first, deadline - time.monotonic())
+                if piece > 0 and self.take_in_until is not None and self.take_in_until(ref, piece):
+                    pending = store.last_pending(refs, pending)
+                    continue
                 if piece > 0 and store.wait([ref], 1, piece) == 1:
                     pending = store.last_pending(refs, pending)
                     continue
@@ -388,7 +393,7 @@ class Session:
             self.peers.clear()
         # Functions and handles that outlive the session know it: the segment must not live on for their sake.
         self.before_wait.clear()
-        self.after_get = None
+        self.after_get = self.take_in_until = None
         store = self.store
         self.store = self.objects.store = _EndedStore()  # type: ignore[assignment]
         store.close()

@@ -1,7 +1,8 @@
 """ROUTER, DEALER, PUB and SUB sockets as zray uses them; the only `import zmq`.
 
 Covers endpoints, high-water marks, closing, and the rule of the house: everyone sends through `Outbox`es (DEALER) and receives on one `Inbox`
-(ROUTER) of its own, one frame per message. Does not cover what is in a frame (`zray.wire`).
+(ROUTER) of its own, one frame per message. Does not cover what is in a frame (`zray.wire`), or streams between processes of different nodes, which
+are no ZeroMQ (`zray.sealed_stream`).
 
 High-water marks are off: what may be under way is bounded by credits (specs a worker is handed, frames a submitter may be ahead), so that
 neither socket ever drops or blocks.
@@ -11,8 +12,13 @@ from __future__ import annotations
 
 import os
 import select
+import time
+from typing import TYPE_CHECKING
 
 import zmq
+
+if TYPE_CHECKING:
+    from zray.sealed_stream import SealedStream, Visitors
 
 _MAX_IPC_PATH = 100
 """Bytes of a path that fits the kernel's 108-byte socket address everywhere."""
@@ -70,33 +76,6 @@ class Context:
         socket.connect(endpoint)
         return Outbox(socket)
 
-    def far_socket(self, address: str, door: int, public: str) -> FarSocket:
-        """Connect to a socket on another node, which was opened with that key pair: ask for its number at the node's host:port. OSError: this process
-        has no descriptors left."""
-        try:
-            socket = self.zmq.socket(zmq.DEALER, _Socket)
-        except zmq.ZMQError as error:
-            raise OSError(error.errno, error.strerror) from None
-        own_public, own_secret = zmq.curve_keypair()
-        for option, value in (
-            (zmq.SNDHWM, 0),
-            (zmq.RCVHWM, 0),
-            (zmq.LINGER, 0),
-            (zmq.IPV6, 1),
-            (zmq.RECONNECT_IVL, 20),
-            (zmq.RECONNECT_IVL_MAX, 2000),
-            (zmq.CURVE_SERVERKEY, public.encode()),
-            (zmq.CURVE_PUBLICKEY, own_public),
-            (zmq.CURVE_SECRETKEY, own_secret),
-            (zmq.ROUTING_ID, os.urandom(door)),  # its length is what the node's door looks at
-        ):
-            socket.setsockopt(option, value)
-        host, _, port = address.rpartition(":")
-        # From a port of any number: the kernel draws an odd one then, which brings it to the door (`zray.node_port`).
-        source = "[::]:0;" if ":" in host else "0.0.0.0:0;"
-        socket.connect(f"tcp://{source}{bracketed(host)}:{port}")
-        return FarSocket(socket)
-
     def inbox(self, endpoint: str) -> Inbox:
         """Bind the inbox of this process."""
         socket = self.zmq.socket(zmq.ROUTER, _Socket)
@@ -146,92 +125,84 @@ class Outbox:
         self.socket.close()
 
 
-class FarSocket:
-    """A DEALER to a process on another node, which answers on it. Used by one thread at a time."""
-
-    __slots__ = ("_descriptor", "socket")
-
-    def __init__(self, socket: zmq.Socket[bytes]) -> None:
-        self.socket = socket
-        self._descriptor = int(socket.getsockopt(zmq.FD))
-
-    def send(self, frame: bytes) -> None:
-        """Queue a frame; never blocks."""
-        self.socket.send(frame, zmq.DONTWAIT)
-
-    def has_input(self) -> bool:
-        return has_input(self.socket)
-
-    def next_frame_nowait(self) -> bytes | None:
-        """Return the next frame if one is there."""
-        return self.socket.recv(zmq.DONTWAIT) if has_input(self.socket) else None
-
-    def fileno(self) -> int:
-        """Descriptor that becomes readable when there may be something, unless somebody sends in that moment: ask `has_input` then."""
-        return self._descriptor
-
-    def close(self) -> None:
-        self.socket.close()
-
-
 class Inbox:
-    """A ROUTER that receives, and answers those who have no inbox here. Not thread-safe."""
+    """A ROUTER that receives, and the streams of other nodes' processes, once it is open to them. Not thread-safe."""
 
-    __slots__ = ("_more", "_recv", "malformed", "sender", "socket", "timeout_ms")
+    __slots__ = ("_more", "_recv", "malformed", "sender", "socket", "timeout_ms", "visitors")
 
     def __init__(self, socket: zmq.Socket[bytes]) -> None:
         self.socket = socket
         self._recv = socket.recv
         self._more = socket.getsockopt
         self.malformed = 0
-        self.sender = b""
-        """To whom an answer to the newest frame goes."""
+        self.sender: SealedStream | None = None
+        """To whom an answer to the newest frame goes; None when it came from this node."""
         self.timeout_ms = -1
+        self.visitors: Visitors | None = None
 
-    def open(self, endpoint: str, public: str, secret: str) -> None:
-        """Receive on another endpoint as well, from who knows the public key, and encrypted (CURVE, https://rfc.zeromq.org/spec/26). Z85 text."""
-        socket = self.socket  # what is bound already stays as it is: options count for what follows
-        socket.setsockopt(zmq.SNDHWM, 0)
-        socket.setsockopt(zmq.CURVE_SERVER, 1)
-        socket.setsockopt(zmq.CURVE_PUBLICKEY, public.encode())
-        socket.setsockopt(zmq.CURVE_SECRETKEY, secret.encode())
-        socket.bind(endpoint)
+    def open(self, path: str) -> Visitors:
+        """Receive from other nodes as well: the door hands over connections at this socket (`zray.sealed_stream`). OSError: it cannot be had."""
+        from zray.sealed_stream import Visitors
 
-    def answer(self, sender: bytes, frame: bytes) -> None:
-        """Send a frame to one who has sent some; it is dropped when he is gone. Never blocks."""
-        self.socket.send(sender, zmq.SNDMORE | zmq.DONTWAIT)
-        self.socket.send(frame, zmq.DONTWAIT)
+        self.visitors = Visitors(path, self.fileno())
+        return self.visitors
+
+    def answer(self, sender: SealedStream, frame: bytes) -> None:
+        """Send a frame to one who has sent some; it is lost when he is gone. Never blocks."""
+        assert self.visitors is not None
+        self.visitors.answer(sender, frame)
 
     def wait_frame(self, timeout_ms: int = -1) -> bytes | None:
         """Return the next frame; None when `timeout_ms` (negative: none) passed. Messages that are not one frame are counted and dropped."""
+        if self.visitors is not None:
+            return self._wait_for_any(self.visitors, timeout_ms)
         if timeout_ms != self.timeout_ms:
             self.socket.setsockopt(zmq.RCVTIMEO, timeout_ms)
             self.timeout_ms = timeout_ms
         return self._next(0)
 
+    def _wait_for_any(self, visitors: Visitors, timeout_ms: int) -> bytes | None:
+        until = time.monotonic() + timeout_ms * 1e-3
+        while True:
+            frame = self.next_frame_nowait()
+            left = until - time.monotonic() if timeout_ms >= 0 else -1.0
+            if frame is not None or (timeout_ms >= 0 and left <= 0):
+                return frame
+            visitors.wait(left)
+
     def next_frame_nowait(self) -> bytes | None:
         """Return the next frame if one is there."""
-        return self._next(zmq.DONTWAIT) if has_input(self.socket) else None
+        if has_input(self.socket):
+            return self._next(zmq.DONTWAIT)
+        if self.visitors is not None:
+            found = self.visitors.next_frame()
+            if found is not None:
+                frame, self.sender = found
+                return frame
+        return None
 
     def _next(self, flags: int) -> bytes | None:
         receive, more = self._recv, self._more
         while True:
             try:
-                self.sender = receive(flags)
+                receive(flags)
             except zmq.Again:
                 return None
             frame = receive()
             if not more(zmq.RCVMORE):
+                self.sender = None
                 return frame
             while more(zmq.RCVMORE):
                 receive()
             self.malformed += 1
 
     def fileno(self) -> int:
-        """Descriptor that becomes readable when there may be something; edge-triggered: drain the inbox after each event."""
+        """Descriptor that becomes readable when there may be something from this node; edge-triggered: drain the inbox after each event."""
         return int(self.socket.getsockopt(zmq.FD))
 
     def close(self) -> None:
+        if self.visitors is not None:
+            self.visitors.close()
         self.socket.close()
 
 
@@ -344,7 +315,6 @@ class Poller:
 
 __all__ = [
     "Context",
-    "FarSocket",
     "Inbox",
     "Outbox",
     "Poller",

@@ -363,12 +363,13 @@ class CallActor(Message, frozen=True):
     calls: list[TaskSpec]
 
 
-class OpenDoor(Message, frozen=True):
-    """Broker -> actor: receive from other nodes as well, on this socket of the runtime directory, from who has been told the public key."""
+class ExpectVisitor(Message, frozen=True):
+    """Broker -> actor or worker: a process of another node will come with a stream (`zray.sealed_stream`), to the socket at this path."""
 
-    socket: str
-    public: str
-    secret: str
+    path: str
+    lane: int
+    """Its ticket."""
+    secret: bytes
 
 
 class CallOverLane(Message, frozen=True):
@@ -381,6 +382,12 @@ class CallOverLane(Message, frozen=True):
     settled: list[int]
     """Earlier ones whose answers have come: nothing need be kept of them."""
     calls: list[TaskSpec]
+
+
+class VisitorsRefused(Message, frozen=True):
+    """Actor or worker -> broker: connections from elsewhere did not know the secret of any stream."""
+
+    count: int
 
 
 class GreetOverLane(Message, frozen=True):
@@ -462,11 +469,11 @@ class LaneAddress(msgspec.Struct, array_like=True, frozen=True):
     """host:port of its node."""
     door: int
     """Number to ask for there (`zray.node_port`)."""
-    public: str
-    """Key that it shows, Z85 text. Who knows it was told by the brokers: it is let in."""
+    secret: bytes
+    """Of the stream there (`zray.sealed_stream`), drawn for this lane alone."""
     node: bytes
     lane: int
-    """A number that its node has given."""
+    """A number that its node has given; the ticket of the stream, too."""
     incarnation: int
     """Of the actor; of a leased worker the epoch of the lease."""
 
@@ -537,6 +544,7 @@ KINDS: Final[dict[int, type[Message]]] = {
     26: CloseLane,
     27: SubmitLaneTasks,
     28: LaneTasksDone,
+    29: VisitorsRefused,
     30: CreateGroup,
     31: RemoveGroup,
     32: AwaitGroup,
@@ -549,7 +557,7 @@ KINDS: Final[dict[int, type[Message]]] = {
     46: Shutdown,
     47: CallerGone,
     48: CallsLogged,
-    49: OpenDoor,
+    49: ExpectVisitor,
     50: CallOverLane,
     51: GreetOverLane,
     52: LaneDone,

@@ -176,8 +176,9 @@ class Worker:
         elif isinstance(message, wire.CallerGone):
             if self.actor is not None:
                 self.queue.extend(self.actor.order.gone(message.process))
-            if self.executor.lanes is not None:
+            if self.executor.lanes is not None and self.inbox.visitors is not None:
                 self.executor.lanes.over(message.process)
+                self.inbox.visitors.forget(message.process)
         elif isinstance(message, wire.GreetOverLane):
             if self.executor.lanes is not None:
                 self.executor.lanes.greeted(message.lane)
@@ -186,21 +187,28 @@ class Worker:
                 self.executor.lanes.skip(message, self.queue)
                 for index in range(len(message.numbers)):
                     self.notices.add(message.ids[16 * index : 16 * index + 16], wire.DONE_SKIPPED, 0)
-        elif isinstance(message, wire.OpenDoor):
-            self._open_door(message)
+        elif isinstance(message, wire.ExpectVisitor):
+            self._expect_visitor(message)
         elif isinstance(message, wire.Shutdown):
             self._run_queue()
             self.leave(0)
 
-    def _open_door(self, message: wire.OpenDoor) -> None:
-        """Let processes of other nodes call directly. They try until the socket is there."""
-        from zray.lane_ends import LaneEnds
+    def _expect_visitor(self, message: wire.ExpectVisitor) -> None:
+        """A process of another node will call directly. It tries until the socket is there."""
+        if self.executor.lanes is None:
+            from zray.lane_ends import LaneEnds
 
-        lanes = LaneEnds(self)
-        if self.actor is not None:
-            self.actor.lanes_opened(lanes)
-        self.executor.lanes = lanes
-        self.inbox.open(ipc_endpoint(self.config.session.directory, message.socket), message.public, message.secret)
+            try:
+                visitors = self.inbox.open(message.path)
+            except OSError as error:
+                print(f"[zray] worker {self.config.number} cannot be called from other nodes: {error}", file=sys.stderr)
+                return
+            visitors.on_refused = lambda count: self.session.tell(wire.VisitorsRefused(count))
+            self.executor.lanes = LaneEnds(self)
+            if self.actor is not None:
+                self.actor.lanes_opened(self.executor.lanes)
+        assert self.inbox.visitors is not None
+        self.inbox.visitors.expect(message.lane, message.secret)
 
     def leave(self, status: int) -> None:
         """End this process at once, cleanly."""

@@ -5,8 +5,8 @@ through the brokers nevertheless (`zray.lanes`, the caller's side), the actor's 
 through (`zray.node_port`).
 
 A lane is a number, given by the actor's node. To that node it is a calling process like its own: calls are numbered in it, and its end is told to the
-actor as the death of a caller. Whoever is told an actor's key belongs to the cluster: it is drawn for that process, and told over connections
-between brokers, which have shown the cluster's own.
+actor as the death of a caller. Whoever knows the secret of a lane belongs to the cluster: it is drawn for that lane, and told over connections between
+brokers, which have shown the cluster's key.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import itertools
 import os
 import random
+import secrets
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
@@ -24,8 +25,7 @@ from zray.broker import peer_messages as pm
 from zray.broker.actor_table import ALIVE
 from zray.broker.jobs import GUEST_BIT
 from zray.ids import random_id
-from zray.node_port import NUMBERS, opened_socket
-from zray.peer_transport import ClusterKey
+from zray.node_port import NUMBERS, socket_behind_door
 from zray.placing import DEFAULT, NODE
 from zray.task import LANE_BIT, TaskSpec
 
@@ -68,13 +68,6 @@ class _Wanted(NamedTuple):
     job: int
 
 
-class _Opened(NamedTuple):
-    """A worker that receives from other nodes."""
-
-    door: int
-    key: ClusterKey
-
-
 class Lanes:
     """One broker's dealings in lanes."""
 
@@ -88,10 +81,12 @@ class Lanes:
         self._used: dict[int, set[tuple[bytes, int]]] = {}
         """By process of this node: the node that each of its lanes leads to, and the number that this one has given."""
         self._granted: dict[int, _Granted] = {}
-        self._open: dict[int, _Opened] = {}
-        """By worker that receives from other nodes."""
+        self._doors: dict[int, int] = {}
+        """By worker that receives from other nodes: the number to ask for."""
         self._free = list(reversed(NUMBERS))
-        """Numbers of doors that none of them has."""
+        """Those that none of them has."""
+        self.refused = 0
+        """Connections to processes of this node that did not know the secret of any stream."""
         self._wanted: dict[bytes, _Wanted] = {}
         """By the reply that the scheduler will be asked to seal."""
         cluster.serve_also(pm.AskLane, lambda _, m: self._asked_for(m))
@@ -170,14 +165,14 @@ class Lanes:
         question = self._questions.pop(message.number, None)
         address = self._cluster.links.address_of(node)
         alive = question is not None and self._broker.store.alive(question.process)
-        if question is None or not alive or not message.door or not address:
+        if question is None or not alive or not message.lane or not address:
             if message.lane:
                 self._cluster.send(node, pm.LanesOver([message.lane]))
             if question is not None:
                 self._refuse(question.reply)
             return
         self._used.setdefault(question.process, set()).add((node, message.lane))
-        far = wire.LaneAddress(address, message.door, message.public, node, message.lane, message.incarnation)
+        far = wire.LaneAddress(address, message.door, message.secret, node, message.lane, message.incarnation)
         found = wire.Lease(0, 0, message.incarnation, far) if question.is_lease else far
         self._broker.reply(question.reply, msgspec.msgpack.encode(found))
 
@@ -222,25 +217,25 @@ class Lanes:
     def _grant(self, message: pm.AskLane, record: ActorRecord) -> pm.LaneIs:
         assert record.worker is not None
         number, spec = record.worker.number, record.spec
-        # Threads cannot share the socket on which answers leave; what is logged is answered when it is safe.
+        # Threads cannot share the stream on which answers leave; what is logged is answered when it is safe.
         by_threads = spec.max_concurrency > 1 and not spec.is_async
         if by_threads or spec.checkpoint_every or self._cluster.is_client:
             return pm.LaneIs(message.number)
-        opened = self._opened(number)
-        if opened is None:
-            return pm.LaneIs(message.number)
         lane = LANE_BIT | next(self._numbers)
-        self._granted[lane] = _Granted(message.asker, number, False)
-        return pm.LaneIs(message.number, opened.door, opened.key.public, lane, record.incarnation)
+        return self._admit(_Granted(message.asker, number, False), message.number, lane, record.incarnation)
 
-    def _opened(self, worker: int) -> _Opened | None:
-        """Have a worker receive from other nodes; None when too many do."""
-        opened = self._open.get(worker)
-        if opened is None and self._free:
-            opened = self._open[worker] = _Opened(self._free.pop(), ClusterKey.new())
-            key = opened.key
-            self._broker.performer.send(worker, wire.OpenDoor(opened_socket(opened.door), key.public, key.secret))
-        return opened
+    def _admit(self, granted: _Granted, question: int, lane: int, incarnation: int) -> pm.LaneIs:
+        """Have a worker expect a process of another node."""
+        door = self._doors.get(granted.worker)
+        if door is None:
+            if not self._free:
+                return pm.LaneIs(question)
+            door = self._doors[granted.worker] = self._free.pop()
+        secret = secrets.token_bytes(32)
+        path = os.path.join(self._broker.config.directory, socket_behind_door(door))
+        self._granted[lane] = granted
+        self._broker.performer.send(granted.worker, wire.ExpectVisitor(path, lane, secret))
+        return pm.LaneIs(question, door, secret, lane, incarnation)
 
     def _asked_for_lease(self, node: bytes, message: pm.AskLease) -> None:
         """A process of another node wants a worker for itself: have the scheduler lend one, as to a process of this node."""
@@ -266,13 +261,11 @@ class Lanes:
     def leased(self, reply: bytes, worker: int, epoch: int) -> None:
         """A worker was lent to a process of another node."""
         wanted = self._wanted.pop(reply)
-        opened = self._opened(worker)
-        if opened is None or not self._cluster.knows(wanted.caller):
+        found = pm.LaneIs(wanted.number)
+        if self._cluster.knows(wanted.caller):
+            found = self._admit(_Granted(wanted.caller, worker, True), wanted.number, wanted.lane, epoch)
+        if not found.lane:
             self._broker.tell(e.ProcessGone(wanted.lane))
-            self._cluster.send(wanted.caller, pm.LaneIs(wanted.number))
-            return
-        self._granted[wanted.lane] = _Granted(wanted.caller, worker, True)
-        found = pm.LaneIs(wanted.number, opened.door, opened.key.public, wanted.lane, epoch)
         self._cluster.send(wanted.caller, found)
 
     def _see_to_tasks(self, node: bytes, message: pm.RunOnLane) -> None:
@@ -302,13 +295,13 @@ class Lanes:
 
     def worker_gone(self, number: int) -> None:
         """A worker of this node is dead."""
-        opened = self._open.pop(number, None)
-        if opened is not None:
-            self._free.append(opened.door)
+        door = self._doors.pop(number, None)
+        if door is not None:
+            self._free.append(door)
             for lane in [lane for lane, granted in self._granted.items() if granted.worker == number]:
                 del self._granted[lane]
             try:
-                os.unlink(os.path.join(self._broker.config.directory, opened_socket(opened.door)))
+                os.unlink(os.path.join(self._broker.config.directory, socket_behind_door(door)))
             except OSError:
                 pass
 

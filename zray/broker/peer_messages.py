@@ -393,7 +393,7 @@ class LaneIs(PeerMessage, frozen=True):
 
     number: int
     door: int = 0
-    public: str = ""
+    secret: bytes = b""
     lane: int = 0
     incarnation: int = 0
 

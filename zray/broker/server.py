@@ -164,6 +164,7 @@ class Broker:
             wire.LookupActor: self._lookup_actor,
             wire.OpenLane: self._open_lane,
             wire.CloseLane: lambda m: None if self.lanes is None else self.lanes.close(m),
+            wire.VisitorsRefused: self._visitors_refused,
             wire.SubmitLaneTasks: lambda m: None if self.lanes is None else self.lanes.hand_over(m),
             wire.LaneTasksDone: self._lane_tasks_done,
             wire.CreateGroup: self.groups.create,
@@ -417,6 +418,10 @@ class Broker:
             self.reply(message.reply, b"")
         else:
             self.lanes.open(message)
+
+    def _visitors_refused(self, message: wire.VisitorsRefused) -> None:
+        if self.lanes is not None:
+            self.lanes.refused += message.count
 
     def _create_actor(self, message: wire.CreateActor) -> None:
         if self.remote_actors is None:

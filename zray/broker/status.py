@@ -107,6 +107,8 @@ def statistics(broker: Broker, _: str) -> dict[str, Any]:
     found["tasks_queued"] = broker.scheduler.node.tasks.queued
     if broker.cluster is not None:
         found["refused_connections"] = broker.cluster.links.sockets.refused
+        if broker.lanes is not None:
+            found["refused_connections"] += broker.lanes.refused
         found["malformed_peer_frames"] = broker.cluster.links.malformed
         found["frames_not_passed"] = broker.cluster.links.not_passed
         found["clients"] = len(broker.cluster.clients())
