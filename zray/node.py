@@ -434,7 +434,12 @@ def start(settings: NodeSettings, driver_pid: int, cluster: ClusterSettings | No
                 labels=settings.labels,
                 store_capacity=store_capacity,
                 max_objects=settings.max_objects,
-                preload=["numpy"] if settings.preload is None else settings.preload,
+                preload=[
+                    *(["numpy"] if settings.preload is None else settings.preload),
+                    *(
+                        ["zray.sealed_stream"] if place is not None else []
+                    ),  # what workers need to be called from other nodes
+                ],
                 log_to_driver=settings.log_to_driver,
                 python=sys.version,
                 cluster=place,

@@ -47,7 +47,7 @@ PREFACE_HEARD: Final = 10
 """Bytes of the preface that the door has read before it hands the connection over."""
 _TICKET: Final = struct.Struct("<Q")
 TAG_BYTES: Final = 16
-_LENGTH_BYTES: Final = 4
+LENGTH_BYTES: Final = 4
 _MOST_BYTES: Final = 1 << 20
 """Of the longest record."""
 _READ_BYTES: Final = 64 << 10
@@ -55,12 +55,21 @@ _FIRST_RECORD_S: Final = 4.0
 """Seconds within which one who was let in must have shown that he knows the secret."""
 _MOST_WAITING: Final = 64
 """Connections that have not; the oldest makes room."""
-_CALLER: Final = b"zray caller"
-_CALLED: Final = b"zray called"
 
 
-def _cipher(secret: bytes, direction: bytes) -> AESGCM:
-    return AESGCM(hmac.digest(secret, direction, "sha256"))
+def cipher_for_caller(secret: bytes) -> AESGCM:
+    """The cipher of what the end says that has dialled."""
+    return AESGCM(hmac.digest(secret, b"zray caller", "sha256"))
+
+
+def cipher_for_called(secret: bytes) -> AESGCM:
+    """The cipher of what the other end says."""
+    return AESGCM(hmac.digest(secret, b"zray called", "sha256"))
+
+
+def preface(door: int, ticket: int) -> bytes:
+    """Return what a connection begins with that asks for the process with that number, and shows it a ticket."""
+    return _PREFACE.pack(MAGIC, door, ticket)
 
 
 class SealedStream:
@@ -72,8 +81,9 @@ class SealedStream:
         """calling: this end has dialled."""
         connection.setblocking(False)
         self._connection = connection
-        self._encrypt = _cipher(secret, _CALLER if calling else _CALLED).encrypt
-        self._decrypt = _cipher(secret, _CALLED if calling else _CALLER).decrypt
+        caller, called = cipher_for_caller(secret), cipher_for_called(secret)
+        self._encrypt = (caller if calling else called).encrypt
+        self._decrypt = (called if calling else caller).decrypt
         self._sent = 0
         self._received = 0
         self._unsent = bytearray()
@@ -104,7 +114,7 @@ class SealedStream:
     def _record(self, frame: bytes) -> bytes:
         sealed = self._encrypt(self._sent.to_bytes(12, "little"), frame, None)
         self._sent += 1
-        return len(sealed).to_bytes(_LENGTH_BYTES, "little") + sealed
+        return len(sealed).to_bytes(LENGTH_BYTES, "little") + sealed
 
     def _write(self, record: bytes) -> None:
         if self.ended:
@@ -155,16 +165,16 @@ class SealedStream:
     def _open(self, data: bytes, frames: list[bytes]) -> None:
         """Open the records that are whole."""
         at = 0
-        while len(data) - at >= _LENGTH_BYTES:
-            length = int.from_bytes(data[at : at + _LENGTH_BYTES], "little")
+        while len(data) - at >= LENGTH_BYTES:
+            length = int.from_bytes(data[at : at + LENGTH_BYTES], "little")
             if not TAG_BYTES <= length <= _MOST_BYTES:
                 self.ended = self.damaged = True
                 return
-            end = at + _LENGTH_BYTES + length
+            end = at + LENGTH_BYTES + length
             if end > len(data):
                 break
             try:
-                frame = self._decrypt(self._received.to_bytes(12, "little"), data[at + _LENGTH_BYTES : end], None)
+                frame = self._decrypt(self._received.to_bytes(12, "little"), data[at + LENGTH_BYTES : end], None)
             except InvalidTag:
                 self.ended = self.damaged = True
                 return
@@ -195,9 +205,9 @@ class DialledStream(SealedStream):
         Raises:
             OSError: this process has no descriptors left, or there is no such host.
         """
-        super().__init__(_connecting(address), secret, calling=True)
+        super().__init__(connecting(address), secret, calling=True)
         self._address = address
-        self._early = bytearray(_PREFACE.pack(MAGIC, door, ticket))
+        self._early = bytearray(preface(door, ticket))
         """All that was said before the first answer."""
         self._next_at = 0.0
         self._pause = 0.01
@@ -219,7 +229,7 @@ class DialledStream(SealedStream):
         self._next_at = now + self._pause
         self._pause = min(2 * self._pause, 0.5)
         try:
-            made = _connecting(self._address)
+            made = connecting(self._address)
         except OSError:
             return False
         made.setblocking(False)
@@ -232,7 +242,7 @@ class DialledStream(SealedStream):
         return True
 
 
-def _connecting(address: str) -> socket.socket:
+def connecting(address: str) -> socket.socket:
     """Begin a connection to host:port."""
     host, _, port = address.rpartition(":")
     family, kind, protocol, _, where = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
@@ -304,9 +314,9 @@ class Doorway:
         """Whether a connection with that descriptor has not shown its ticket."""
         return descriptor in self._waiting
 
-    def admit(self, descriptor: int) -> tuple[int, SealedStream] | None:
-        """Read the ticket of a connection: return it and the stream, whose first record is still to be judged. None: it was refused, or more is to
-        come (then `is_waiting`)."""
+    def admit(self, descriptor: int) -> tuple[int, socket.socket, bytes] | None:
+        """Read the ticket of a connection: return it, the connection, whose first record is still to be judged, and the secret for that. None: it was
+        refused, or more is to come (then `is_waiting`)."""
         connection = self._waiting[descriptor][0]
         try:
             shown = connection.recv(_TICKET.size, socket.MSG_PEEK)
@@ -322,7 +332,14 @@ class Doorway:
             self._refuse(descriptor)
             return None
         del self._waiting[descriptor]
-        return ticket, SealedStream(connection, secret, calling=False)
+        return ticket, connection, secret
+
+    def is_first(self, ticket: int) -> bool:
+        """A connection with that ticket has shown that it knows the secret: whether it is the first that has. The others play it again."""
+        if self.use(ticket):
+            return True
+        self.refused += 1
+        return False
 
     def late(self) -> list[int]:
         """Refuse those who have said nothing for too long; their descriptors, which are closed."""
@@ -421,7 +438,8 @@ class Visitors:
     def _admit(self, descriptor: int, frames: list[tuple[bytes, SealedStream]]) -> None:
         found = self._doorway.admit(descriptor)
         if found is not None:
-            self._streams[descriptor] = found
+            ticket, connection, secret = found
+            self._streams[descriptor] = ticket, SealedStream(connection, secret, calling=False)
             self._take_in(descriptor, select.EPOLLIN, frames)
 
     def _take_in(self, descriptor: int, events: int, frames: list[tuple[bytes, SealedStream]]) -> None:
@@ -432,9 +450,9 @@ class Visitors:
                 self._epoll.modify(descriptor, select.EPOLLIN)
         unknown = stream.received == 0
         found = [(frame, stream) for frame in stream.receive()]
-        if unknown and found and not self._doorway.use(ticket):  # the same was played twice at once
-            stream.damaged = stream.ended = True
-            found.clear()
+        if unknown and found and not self._doorway.is_first(ticket):
+            self._close(descriptor)
+            return
         frames += found
         if stream.ended:
             if stream.damaged or not stream.received:

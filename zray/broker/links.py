@@ -262,10 +262,6 @@ class Links:
         link = self._links.get(node)
         return link.unacked_bytes if link is not None else 0
 
-    def send_bulk(self, node: bytes, message: pm.PeerMessage, data: Buffer | None = None) -> bool:
-        """Answer what a node has asked over its bulk connection, with bytes that are not copied; False when that connection is gone."""
-        return self.sockets.send_bulk(node, pm.encode(message), data)
-
     # -- in -----------------------------------------------------------------------------------------------------------
 
     def receive(self, now: float) -> list[LinkEvent]:

@@ -159,13 +159,11 @@ class Ask(PeerMessage, frozen=True):
 
 
 class Piece(PeerMessage, frozen=True):
-    """Source -> who asked: the bytes in the next part are this piece of that version of that value."""
+    """Source -> who asked: the data that comes with this is this piece of that version of that value."""
 
     id: bytes
     version: int
     index: int
-    crc: int
-    """CRC-32C of the bytes as they lay at the source."""
 
 
 class NotYet(PeerMessage, frozen=True):
@@ -294,6 +292,17 @@ class Unfetch(PeerMessage, frozen=True):
 
     id: bytes
     version: int
+
+
+class AskStream(PeerMessage, frozen=True):
+    """Who wants values -> who has some: may it come for them with a stream (`zray.value_streams`)? Answer: StreamIs."""
+
+
+class StreamIs(PeerMessage, frozen=True):
+    """Who was asked by `AskStream` -> who asked: what to show at the port of this node; an empty secret: none can be had."""
+
+    ticket: int
+    secret: bytes
 
 
 class Located(PeerMessage, frozen=True):
@@ -729,6 +738,8 @@ KINDS: Final[dict[int, type[PeerMessage]]] = {
     90: Fetch,
     91: NotFetched,
     92: Unfetch,
+    93: AskStream,
+    94: StreamIs,
     60: Located,
     61: GetValues,
     62: NoCopy,

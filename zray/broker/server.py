@@ -558,7 +558,7 @@ class Broker:
                 self.running = False
             elif fd == self.forks.fileno():
                 self.ends.serve_fork_parent()
-            elif self.sharing is not None and fd == self.sharing.exchange.transfer.fileno():
+            elif self.sharing is not None and fd in self.sharing.exchange.transfer.descriptors:
                 self.sharing.exchange.transfer.take_in()
             else:
                 for number, job in list(self.jobs.items()):
@@ -685,7 +685,6 @@ class Broker:
         self.lanes = Lanes(self, cluster)
         self.output = RemoteOutput(self, cluster, remote)
         self.scheduler.node.locations = sharing.locations
-        self.poller.add(exchange.transfer.fileno())
         cluster.on_peer = self._peer_changed
         cluster.serve_also(pm.RunTasks, remote.run)
         cluster.serve_also(pm.TasksEnded, self._ended_elsewhere)
@@ -701,8 +700,8 @@ class Broker:
         cluster.serve_also(pm.Lost, lambda _, m: sharing.lost_at_lender(m))
         cluster.serve_also(pm.GiveBack, lambda node, m: sharing.given_back(node, m.ids))
         cluster.serve_also(pm.Value, exchange.received)
-        cluster.serve_also(pm.Ask, exchange.transfer.asked)
-        cluster.serve_also(pm.Took, exchange.transfer.took)
+        cluster.serve_also(pm.AskStream, lambda node, _: exchange.transfer.stream_wanted(node))
+        cluster.serve_also(pm.StreamIs, exchange.transfer.stream_is)
         by_link = exchange.transfer.by_link
         cluster.serve_also(pm.Fetch, by_link.asked)
         cluster.serve_also(pm.Chunk, by_link.chunk)
