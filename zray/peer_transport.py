@@ -14,7 +14,6 @@ work of ZeroMQ's I/O threads: a node's own connections and those that others mak
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import sys
@@ -27,9 +26,7 @@ from zray.node_port import BROKER, NodePort, source_endpoint
 from zray.transport import _Socket, bracketed, has_input, ipc_endpoint
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
 
-    from typing_extensions import Buffer
 
     from zray.transport import Context, Poller
 

@@ -24,8 +24,8 @@ from zray.broker.giver import Giver
 from zray.broker.pull import piece_size
 from zray.broker.transfer import Transfer
 from zray.cluster_utils import Cluster
-from zray.object_store import ObjectRef, ObjectStore
 from zray.node_port import VALUES, NodePort, socket_behind_door
+from zray.object_store import ObjectRef, ObjectStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -18,7 +18,6 @@ from zray.broker.reliable import HEADER_BYTES, NEVER, MalformedFrame, ReliableLi
 from zray.peer_transport import Arrived, Connected
 
 if TYPE_CHECKING:
-    from typing_extensions import Buffer
 
     from zray.peer_transport import PeerSockets
     from zray.transport import Poller
