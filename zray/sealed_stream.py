@@ -1,7 +1,7 @@
 """Encrypted streams between two processes of different nodes: what ZeroMQ's sockets are too slow for.
 
 Covers records on a TCP connection, the preface that names whom it is for, dialling, and taking in connections that the door of a node hands over
-(`zray.node_port`). Does not cover what a frame means, or who is given the secret of a stream (`zray.broker.lanes`, `zray.broker.streams`).
+(`zray.node_port`). Does not cover what a frame means, or who is given the secret of a stream (`zray.broker.lanes`, `zray.broker.giver`).
 
 A stream is one TCP connection with one secret of 32 random bytes, which was drawn for it alone and told to both ends over connections between brokers,
 which are CURVE: whoever knows it belongs to the cluster. It begins with a preface in clear, which says where it leads and which secret it uses (its

@@ -46,6 +46,8 @@ class Giver:
         """By node, the newest."""
         self._thread: threading.Thread | None = None
         self._running = True
+        self._signalled = False
+        """The thread was woken, and has not begun to look for what there is."""
         self.refused = 0
         """Connections that did not know a secret."""
 
@@ -88,7 +90,9 @@ class Giver:
             self._wake()
 
     def _wake(self) -> None:
-        os.eventfd_write(self._woken, 1)
+        if not self._signalled:
+            self._signalled = True
+            os.eventfd_write(self._woken, 1)
 
     def close(self) -> None:
         """End the thread; what is under way is given up."""
@@ -129,10 +133,10 @@ class _Room:
         try:
             while giver._running:
                 ready = self._epoll.poll(_LOOK_S)
-                self._obey()
                 for descriptor, _ in ready:
                     if descriptor == giver._woken:
                         os.eventfd_read(descriptor)
+                        giver._signalled = False  # before looking: what is queued from now on wakes it again
                         self._obey()
                     elif descriptor == self._doorway.fileno():
                         for connection in self._doorway.arrivals():

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 WINDOW_BYTES: Final = 8 << 20
-"""Most that is asked of one source at a time."""
+"""Most that is asked of one source at a time; more is asked for when half of it has come, several pieces at once."""
 STALL_S: Final = 5.0
 """Seconds after which a source that was asked and is not heard is asked no more, as long as there are others; then it is connected to anew."""
 PATIENCE_S: Final = 15.0
@@ -459,9 +459,14 @@ class Pulls:
         source = self._sources[node]
         return source.connected and source.asked_bytes < self._window
 
+    def _may_be_asked(self, node: bytes) -> bool:
+        """Whether to ask a source for more now, as much as it has room for."""
+        source = self._sources[node]
+        return source.connected and source.asked_bytes <= self._window // 2
+
     def _ask(self, pull: _Pull, asking: list[bytes], now: float) -> Iterator[Action]:
         asks: dict[bytes, list[int]] = {}
-        ready = [node for node in asking if self._has_room(node)]
+        ready = [node for node in asking if self._may_be_asked(node)]
         while ready and pull.missing:
             node = min(ready, key=lambda node: self._sources[node].asked_bytes)
             index = pull.missing.pop()
