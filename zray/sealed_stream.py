@@ -48,11 +48,11 @@ PREFACE_HEARD: Final = 10
 _TICKET: Final = struct.Struct("<Q")
 TAG_BYTES: Final = 16
 _LENGTH_BYTES: Final = 4
-_MOST_BYTES: Final = 1 << 20
-"""Of the longest record."""
+_MOST_BYTES: Final = 2 << 20
+"""Of the longest record: calls or results of a lane that leave together fit, 1 MiB and what is said about each (`zray.lanes`, `zray.lane_ends`)."""
 _READ_BYTES: Final = 64 << 10
 _FIRST_RECORD_S: Final = 4.0
-"""Seconds within which one who was let in must have shown that he knows the secret."""
+"""Seconds within which one who was let in must have shown that he knows the secret. Else he makes room as soon as somebody else comes."""
 _MOST_WAITING: Final = 64
 """Connections that have not; the oldest makes room."""
 _CALLER: Final = b"zray caller"
@@ -263,10 +263,13 @@ class Doorway:
             raise
         self._secrets: dict[int, bytes] = {}
         """By ticket that nobody has used."""
-        self._waiting: dict[int, tuple[socket.socket, float]] = {}
-        """By descriptor: connections whose ticket has not come, and since when."""
+        self._waiting: dict[int, tuple[socket.socket, float, bytearray]] = {}
+        """By descriptor: connections whose ticket has not come, until when it must, and what has come of it. (It cannot stay in the kernel: the descriptor
+        would be readable all the time.)"""
         self.refused = 0
         """Connections that showed no ticket, one that was used or never given, or not its secret."""
+        self.on_refuse: Callable[[int], object] | None = None
+        """Told of a descriptor that `arrivals` has returned and that will be closed at once."""
 
     def fileno(self) -> int:
         """Descriptor that is readable when somebody has come."""
@@ -283,10 +286,10 @@ class Doorway:
     def arrivals(self) -> list[socket.socket]:
         """Return connections that have come since the last call; each is to be shown to `admit` when it is readable."""
         found = []
-        while True:
+        for _ in range(_MOST_WAITING):  # not more at once: so none of these is the one that makes room
             try:
                 _, rights, _, _ = self._socket.recvmsg(
-                    PREFACE_HEARD, socket.CMSG_SPACE(struct.calcsize("i")), socket.MSG_CMSG_CLOEXEC
+                    PREFACE_HEARD, socket.CMSG_LEN(struct.calcsize("i")), socket.MSG_CMSG_CLOEXEC
                 )
             except OSError:
                 break
@@ -294,10 +297,10 @@ class Doorway:
                 if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                     made = socket.socket(fileno=struct.unpack("i", data)[0])
                     made.setblocking(False)
-                    self._waiting[made.fileno()] = made, time.monotonic() + _FIRST_RECORD_S
+                    if len(self._waiting) >= _MOST_WAITING:
+                        self._refuse(next(iter(self._waiting)))
+                    self._waiting[made.fileno()] = made, time.monotonic() + _FIRST_RECORD_S, bytearray()
                     found.append(made)
-        while len(self._waiting) > _MOST_WAITING:
-            self._refuse(next(iter(self._waiting)))
         return found
 
     def is_waiting(self, descriptor: int) -> bool:
@@ -307,17 +310,18 @@ class Doorway:
     def admit(self, descriptor: int) -> tuple[int, SealedStream] | None:
         """Read the ticket of a connection: return it and the stream, whose first record is still to be judged. None: it was refused, or more is to
         come (then `is_waiting`)."""
-        connection = self._waiting[descriptor][0]
+        connection, _, shown = self._waiting[descriptor]
         try:
-            shown = connection.recv(_TICKET.size, socket.MSG_PEEK)
-            if 0 < len(shown) < _TICKET.size:
-                return None
-            ticket = _TICKET.unpack(connection.recv(_TICKET.size))[0] if shown else 0
+            data = connection.recv(_TICKET.size - len(shown))
         except BlockingIOError:
             return None
         except OSError:
-            ticket = 0
-        secret = self._secrets.get(ticket)
+            data = b""
+        shown += data
+        if data and len(shown) < _TICKET.size:
+            return None
+        ticket = _TICKET.unpack(shown)[0] if data else 0
+        secret = self._secrets.get(ticket) if data else None
         if secret is None:
             self._refuse(descriptor)
             return None
@@ -327,19 +331,21 @@ class Doorway:
     def late(self) -> list[int]:
         """Refuse those who have said nothing for too long; their descriptors, which are closed."""
         now = time.monotonic()
-        found = [descriptor for descriptor, (_, limit) in self._waiting.items() if limit < now]
+        found = [descriptor for descriptor, (_, limit, _) in self._waiting.items() if limit < now]
         for descriptor in found:
             self._refuse(descriptor)
         return found
 
     def _refuse(self, descriptor: int) -> None:
-        connection, _ = self._waiting.pop(descriptor)
+        connection, _, _ = self._waiting.pop(descriptor)
+        if self.on_refuse is not None:
+            self.on_refuse(descriptor)
         connection.close()
         self.refused += 1
 
     def close(self) -> None:
         """Let nobody in any more."""
-        for connection, _ in self._waiting.values():
+        for connection, _, _ in self._waiting.values():
             connection.close()
         self._waiting.clear()
         self._socket.close()
@@ -358,9 +364,12 @@ class Visitors:
         self._epoll = select.epoll()
         self._epoll.register(self._doorway.fileno(), select.EPOLLIN)
         self._epoll.register(besides, select.EPOLLIN)
+        self._doorway.on_refuse = self._unwatch
         self._besides = besides
         self._streams: dict[int, tuple[int, SealedStream]] = {}
         """By descriptor: the ticket, too."""
+        self._unproven: dict[int, float] = {}
+        """By descriptor: streams of which nothing genuine has come, and until when it must."""
         self._frames: list[tuple[bytes, SealedStream]] = []
         """What has come, the newest first."""
         self.on_refused: Callable[[int], None] | None = None
@@ -408,6 +417,7 @@ class Visitors:
                 for connection in self._doorway.arrivals():
                     self._epoll.register(connection.fileno(), select.EPOLLIN)
                 self._doorway.late()
+                self._late()
             elif descriptor in self._streams:
                 self._take_in(descriptor, events, frames)
             elif self._doorway.is_waiting(descriptor):
@@ -422,7 +432,18 @@ class Visitors:
         found = self._doorway.admit(descriptor)
         if found is not None:
             self._streams[descriptor] = found
+            self._unproven[descriptor] = time.monotonic() + _FIRST_RECORD_S
             self._take_in(descriptor, select.EPOLLIN, frames)
+
+    def _late(self) -> None:
+        """Refuse those who have shown a ticket, which is no secret, and nothing genuine for too long; or, when there are too many, the oldest."""
+        now = time.monotonic()
+        self._unproven = {at: limit for at, limit in self._unproven.items() if not self._streams[at][1].received}
+        too_many = len(self._unproven) - _MOST_WAITING
+        for index, (descriptor, limit) in enumerate(list(self._unproven.items())):
+            if limit < now or index < too_many:
+                self._doorway.refused += 1
+                self._close(descriptor)
 
     def _take_in(self, descriptor: int, events: int, frames: list[tuple[bytes, SealedStream]]) -> None:
         ticket, stream = self._streams[descriptor]
@@ -443,7 +464,14 @@ class Visitors:
 
     def _close(self, descriptor: int) -> None:
         _, stream = self._streams.pop(descriptor)
-        stream.close()  # and epoll forgets it
+        self._unproven.pop(descriptor, None)
+        self._unwatch(descriptor)
+        stream.close()
+
+    def _unwatch(self, descriptor: int) -> None:
+        """Before a descriptor is closed. That alone is not enough while a child that was forked has it, too: epoll would tell of it for ever."""
+        with contextlib.suppress(FileNotFoundError):  # who was interrupted may not have come to watch it
+            self._epoll.unregister(descriptor)
 
     def close(self) -> None:
         """Close all streams."""
