@@ -1,10 +1,5 @@
 """Types of `_door.pyx`."""
 
-from typing import Final
-
-FIRST: Final[int]
-LAST: Final[int]
-
 def steer(listener: int, family: int) -> None: ...
 
 class Door:
@@ -14,6 +9,8 @@ class Door:
     def close(self) -> None: ...
     @property
     def accepted(self) -> int: ...
+    @property
+    def handed_over(self) -> int: ...
     @property
     def turned_away(self) -> int: ...
     @property

@@ -16,6 +16,7 @@ cdef extern from "_door_core.h" nogil:
         char prefix[ZD_PATH_MAX]
         char main[ZD_PATH_MAX]
         uint64_t accepted
+        uint64_t handed_over
         uint64_t turned_away
         uint64_t open
     int zd_steer(int listener, int family)
@@ -79,6 +80,11 @@ cdef class Door:
     def accepted(self):
         """Connections that were ever made."""
         return self.d.accepted
+
+    @property
+    def handed_over(self):
+        """Connections that were given to the processes that they asked for."""
+        return self.d.handed_over
 
     @property
     def turned_away(self):

@@ -48,11 +48,11 @@ PREFACE_HEARD: Final = 10
 _TICKET: Final = struct.Struct("<Q")
 TAG_BYTES: Final = 16
 LENGTH_BYTES: Final = 4
-_MOST_BYTES: Final = 1 << 20
-"""Of the longest record."""
+_MOST_BYTES: Final = 2 << 20
+"""Of the longest record: calls or results of a lane that leave together fit, 1 MiB and what is said about each (`zray.lanes`, `zray.lane_ends`)."""
 _READ_BYTES: Final = 64 << 10
 _FIRST_RECORD_S: Final = 4.0
-"""Seconds within which one who was let in must have shown that he knows the secret."""
+"""Seconds within which one who was let in must have shown that he knows the secret. Else he makes room as soon as somebody else comes."""
 _MOST_WAITING: Final = 64
 """Connections that have not; the oldest makes room."""
 
@@ -273,10 +273,15 @@ class Doorway:
             raise
         self._secrets: dict[int, bytes] = {}
         """By ticket that nobody has used."""
-        self._waiting: dict[int, tuple[socket.socket, float]] = {}
-        """By descriptor: connections whose ticket has not come, and since when."""
+        self._waiting: dict[int, tuple[socket.socket, float, bytearray]] = {}
+        """By descriptor: connections whose ticket has not come, until when it must, and what has come of it. (It cannot stay in the kernel: the descriptor
+        would be readable all the time.)"""
+        self._unproven: dict[int, float] = {}
+        """By descriptor: connections that were admitted and have shown nothing genuine, and until when they must."""
         self.refused = 0
         """Connections that showed no ticket, one that was used or never given, or not its secret."""
+        self.on_refuse: Callable[[int], object] | None = None
+        """Told of a descriptor that `arrivals` has returned and that will be closed at once."""
 
     def fileno(self) -> int:
         """Descriptor that is readable when somebody has come."""
@@ -293,10 +298,10 @@ class Doorway:
     def arrivals(self) -> list[socket.socket]:
         """Return connections that have come since the last call; each is to be shown to `admit` when it is readable."""
         found = []
-        while True:
+        for _ in range(_MOST_WAITING):  # not more at once: so none of these is the one that makes room
             try:
                 _, rights, _, _ = self._socket.recvmsg(
-                    PREFACE_HEARD, socket.CMSG_SPACE(struct.calcsize("i")), socket.MSG_CMSG_CLOEXEC
+                    PREFACE_HEARD, socket.CMSG_LEN(struct.calcsize("i")), socket.MSG_CMSG_CLOEXEC
                 )
             except OSError:
                 break
@@ -304,10 +309,10 @@ class Doorway:
                 if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                     made = socket.socket(fileno=struct.unpack("i", data)[0])
                     made.setblocking(False)
-                    self._waiting[made.fileno()] = made, time.monotonic() + _FIRST_RECORD_S
+                    if len(self._waiting) >= _MOST_WAITING:
+                        self._refuse(next(iter(self._waiting)))
+                    self._waiting[made.fileno()] = made, time.monotonic() + _FIRST_RECORD_S, bytearray()
                     found.append(made)
-        while len(self._waiting) > _MOST_WAITING:
-            self._refuse(next(iter(self._waiting)))
         return found
 
     def is_waiting(self, descriptor: int) -> bool:
@@ -315,48 +320,57 @@ class Doorway:
         return descriptor in self._waiting
 
     def admit(self, descriptor: int) -> tuple[int, socket.socket, bytes] | None:
-        """Read the ticket of a connection: return it, the connection, whose first record is still to be judged, and the secret for that. None: it was
-        refused, or more is to come (then `is_waiting`)."""
-        connection = self._waiting[descriptor][0]
+        """Read the ticket of a connection: return it, the connection, whose first record is still to be judged (`is_first`), and the secret for that;
+        `over` must follow. None: it was refused, or more is to come (then `is_waiting`)."""
+        connection, _, shown = self._waiting[descriptor]
         try:
-            shown = connection.recv(_TICKET.size, socket.MSG_PEEK)
-            if 0 < len(shown) < _TICKET.size:
-                return None
-            ticket = _TICKET.unpack(connection.recv(_TICKET.size))[0] if shown else 0
+            data = connection.recv(_TICKET.size - len(shown))
         except BlockingIOError:
             return None
         except OSError:
-            ticket = 0
-        secret = self._secrets.get(ticket)
+            data = b""
+        shown += data
+        if data and len(shown) < _TICKET.size:
+            return None
+        ticket = _TICKET.unpack(shown)[0] if data else 0
+        secret = self._secrets.get(ticket) if data else None
         if secret is None:
             self._refuse(descriptor)
             return None
         del self._waiting[descriptor]
+        self._unproven[descriptor] = time.monotonic() + _FIRST_RECORD_S
         return ticket, connection, secret
 
-    def is_first(self, ticket: int) -> bool:
-        """A connection with that ticket has shown that it knows the secret: whether it is the first that has. The others play it again."""
-        if self.use(ticket):
-            return True
-        self.refused += 1
-        return False
+    def is_first(self, descriptor: int, ticket: int) -> bool:
+        """A connection has shown that it knows the secret: whether it is the first that has. Others play it again."""
+        self._unproven.pop(descriptor, None)
+        return self.use(ticket)
+
+    def over(self, descriptor: int, genuine: bool) -> None:
+        """A connection that was admitted is about to be closed; `genuine`: it knew the secret, and all that came was as it was sent."""
+        self._unproven.pop(descriptor, None)
+        if not genuine:
+            self.refused += 1
 
     def late(self) -> list[int]:
-        """Refuse those who have said nothing for too long; their descriptors, which are closed."""
+        """Refuse those who have shown no ticket for too long. Return those who have, and nothing genuine for too long, or the oldest of too many: to
+        be closed."""
         now = time.monotonic()
-        found = [descriptor for descriptor, (_, limit) in self._waiting.items() if limit < now]
-        for descriptor in found:
+        for descriptor in [descriptor for descriptor, (_, limit, _) in self._waiting.items() if limit < now]:
             self._refuse(descriptor)
-        return found
+        too_many = len(self._unproven) - _MOST_WAITING
+        return [at for index, (at, limit) in enumerate(self._unproven.items()) if limit < now or index < too_many]
 
     def _refuse(self, descriptor: int) -> None:
-        connection, _ = self._waiting.pop(descriptor)
+        connection, _, _ = self._waiting.pop(descriptor)
+        if self.on_refuse is not None:
+            self.on_refuse(descriptor)
         connection.close()
         self.refused += 1
 
     def close(self) -> None:
         """Let nobody in any more."""
-        for connection, _ in self._waiting.values():
+        for connection, _, _ in self._waiting.values():
             connection.close()
         self._waiting.clear()
         self._socket.close()
@@ -375,6 +389,7 @@ class Visitors:
         self._epoll = select.epoll()
         self._epoll.register(self._doorway.fileno(), select.EPOLLIN)
         self._epoll.register(besides, select.EPOLLIN)
+        self._doorway.on_refuse = self._unwatch
         self._besides = besides
         self._streams: dict[int, tuple[int, SealedStream]] = {}
         """By descriptor: the ticket, too."""
@@ -424,7 +439,8 @@ class Visitors:
             if descriptor == self._doorway.fileno():
                 for connection in self._doorway.arrivals():
                     self._epoll.register(connection.fileno(), select.EPOLLIN)
-                self._doorway.late()
+                for late in self._doorway.late():
+                    self._close(late, genuine=False)
             elif descriptor in self._streams:
                 self._take_in(descriptor, events, frames)
             elif self._doorway.is_waiting(descriptor):
@@ -450,18 +466,23 @@ class Visitors:
                 self._epoll.modify(descriptor, select.EPOLLIN)
         unknown = stream.received == 0
         found = [(frame, stream) for frame in stream.receive()]
-        if unknown and found and not self._doorway.is_first(ticket):
-            self._close(descriptor)
+        if unknown and found and not self._doorway.is_first(descriptor, ticket):
+            self._close(descriptor, genuine=False)
             return
         frames += found
         if stream.ended:
-            if stream.damaged or not stream.received:
-                self._doorway.refused += 1
-            self._close(descriptor)
+            self._close(descriptor, genuine=bool(stream.received) and not stream.damaged)
 
-    def _close(self, descriptor: int) -> None:
+    def _close(self, descriptor: int, *, genuine: bool = True) -> None:
         _, stream = self._streams.pop(descriptor)
-        stream.close()  # and epoll forgets it
+        self._doorway.over(descriptor, genuine)
+        self._unwatch(descriptor)
+        stream.close()
+
+    def _unwatch(self, descriptor: int) -> None:
+        """Before a descriptor is closed. That alone is not enough while a child that was forked has it, too: epoll would tell of it for ever."""
+        with contextlib.suppress(FileNotFoundError):  # who was interrupted may not have come to watch it
+            self._epoll.unregister(descriptor)
 
     def close(self) -> None:
         """Close all streams."""

@@ -122,6 +122,7 @@ class _Room:
         self._epoll = select.epoll()
         self._epoll.register(giver._woken, select.EPOLLIN)
         self._epoll.register(self._doorway.fileno(), select.EPOLLIN)
+        self._doorway.on_refuse = self._epoll.unregister
         self._nodes: dict[int, bytes] = {}
         """By ticket."""
         self._visitors: dict[int, tuple[int, ValueStream]] = {}
@@ -145,7 +146,8 @@ class _Room:
                         self._look(descriptor)
                     elif self._doorway.is_waiting(descriptor):
                         self._admit(descriptor)
-                self._doorway.late()
+                for late in self._doorway.late():
+                    self._close(late, genuine=False)
                 giver.refused = self._doorway.refused
         finally:
             for descriptor in list(self._visitors):
@@ -187,9 +189,8 @@ class _Room:
         for frame, _ in stream.receive(lambda _frame, _size: None):
             if unknown:
                 unknown = False
-                if not self._doorway.is_first(ticket):
-                    self._visitors.pop(descriptor)
-                    stream.close()
+                if not self._doorway.is_first(descriptor, ticket):
+                    self._close(descriptor, genuine=False)
                     return
                 giver._streams[node] = stream
                 stream.send(b"")  # it is there
@@ -199,9 +200,7 @@ class _Room:
         if giver._came:
             os.eventfd_write(giver._news, 1)
         if stream.ended:
-            if stream.damaged or not stream.received:
-                self._doorway.refused += 1
-            self._close(descriptor)
+            self._close(descriptor, genuine=bool(stream.received) and not stream.damaged)
 
     def _pump(self, descriptor: int, stream: ValueStream) -> None:
         stream.pump()
@@ -212,15 +211,15 @@ class _Room:
             events = select.EPOLLIN | (select.EPOLLOUT if descriptor in self._writing else 0)
             self._epoll.modify(descriptor, events)
 
-    def _close(self, descriptor: int) -> None:
+    def _close(self, descriptor: int, *, genuine: bool = True) -> None:
         found = self._visitors.pop(descriptor, None)
-        self._writing.discard(descriptor)
         if found is None:
             return
+        self._writing.discard(descriptor)
+        self._doorway.over(descriptor, genuine)
         ticket, stream = found
         node = self._nodes.get(ticket, b"")
         if self._giver._streams.get(node) is stream:
             del self._giver._streams[node]
-        if stream.received:
             self._nodes.pop(ticket, None)
         stream.close()
