@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import zray
-from tests.helpers import PROJECT, alive, query, stop, wait_for
+from tests.counter import Counter
+from tests.helpers import PROJECT, alive, query, stop, wait_for, wait_for_replicas
 from tests.tcp_relay import Relay
 from zray import exceptions
 from zray.cluster_utils import Cluster, ClusterNode
@@ -43,21 +44,6 @@ def start() -> Iterator[Callable[..., Cluster]]:
         cluster.shutdown()
 
 
-def wait_for_replicas(but: ClusterNode | None = None) -> list[str]:
-    """Wait until three nodes keep the tables, and decide; return them, the head first."""
-
-    def whole() -> bool:
-        place = query("cluster")
-        return (
-            len(place["replicas"]) == 3
-            and sorted(place["council"]) == sorted(place["replicas"])
-            and (but is None or but.node_id not in place["replicas"])
-        )
-
-    wait_for(whole, what="the tables are on three nodes")
-    return list(query("cluster")["replicas"])
-
-
 def node_of(cluster: Cluster, name: str) -> ClusterNode:
     return next(node for node in cluster.list_all_nodes() if node.node_id == name)
 
@@ -71,21 +57,6 @@ def double(x: int) -> int:
 def double_later(x: int) -> int:
     time.sleep(0.02)
     return 2 * x
-
-
-@zray.remote
-class Counter:
-    """Counts."""
-
-    def __init__(self, start: int = 0) -> None:
-        self.value = start
-
-    def add(self, amount: int) -> int:
-        self.value += amount
-        return self.value
-
-    def place(self) -> str:
-        return str(zray.get_runtime_context().get_node_id())
 
 
 class Writer:
@@ -244,7 +215,7 @@ def test_a_head_that_sleeps_longer_than_its_lease_is_no_head_any_more(start: Cal
         program.stdin.write("\n")
         program.stdin.flush()
         zray.kv.put("colour", b"green")  # waits until there is another head
-        wait_for_replicas(but=old)
+        wait_for_replicas(but=old.node_id)
         place = query("cluster")
         assert place["head"] != old.node_id
         os.kill(old.pid, signal.SIGCONT)

@@ -228,6 +228,8 @@ class Broker:
         self.records.gcs.commit()
         if cluster is not None:
             cluster.end_round(time.monotonic())
+            if self.remote is not None:
+                self.remote.flush()
 
     def _serve_inbox(self) -> None:
         for _ in range(_FRAMES_PER_ROUND):
@@ -633,7 +635,8 @@ class Broker:
             self._jobs_seen = revival.newest_job(gcs, JOB_BITS)
             if self.cluster.last_head:
                 revival.end_rows_of(gcs, self.cluster.last_head, "the head was started again")
-                revival.end_groups(gcs)
+                revival.end_old_groups(gcs)
+                self.groups.take_over(self.cluster.lives)
                 self.records.gcs.abandon_tasks()
                 revival.make_again(self)
             self.records.on_alive = lambda actor: revival.keep_creation(self, actor)
@@ -657,8 +660,8 @@ class Broker:
         assert self.cluster is not None
         gcs = self.records.tables = self.cluster.gcs
         self.records.on_alive = lambda actor: revival.keep_creation(self, actor)
-        revival.end_groups(gcs)
-        self.groups.become_head()
+        revival.end_old_groups(gcs)
+        self.groups.take_over(self.cluster.lives)
         self.records.share_all()
         revival.make_again(self)
 
