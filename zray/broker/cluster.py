@@ -409,6 +409,8 @@ class Cluster:
                     self.follow(self.watch.reachable(now))
             elif isinstance(event, Impostor):
                 self.lost(event.node, "its broker is gone: another node is at its address", now)
+                if event.node in self.neighbours.dead:
+                    self.links.forget(event.node)  # what comes over that connection is another's
 
     def _heard(self, node: bytes, message: pm.PeerMessage, now: float) -> None:
         if isinstance(message, pm.Replicate):

@@ -101,6 +101,7 @@ class Broker:
         self.started = time.time()
         self.malformed = 0
         self.running = True
+        self._told_to_stop = False
         self._jobs_seen = 0
         self._early: dict[bytes, list[tuple[float, e.Event]]] = {}
         self._warned: set[tuple[int, str]] = set()
@@ -185,7 +186,7 @@ class Broker:
             traceback.print_exc()
             self._end(keep_log=True)
             raise
-        self._end()
+        self._end(keep_log=bool(self.heirs))
 
     @property
     def wake_at(self) -> float:
@@ -788,9 +789,16 @@ class Broker:
                 file.write(f"\x1ezray\x1f\n{text}\n")
         self.store.add_global(wire.GLOBAL_LOG_EVENTS, 1)
 
+    @property
+    def heirs(self) -> list[str]:
+        """host:port of the nodes that know who is the head instead of this one, which was replaced: among them it may come back. Empty when it
+        was not, or is to end."""
+        return [] if self.cluster is None or self._told_to_stop else self.cluster.succession.replaced_by
+
     def stop(self) -> None:
         """End the node after the current round."""
         self.running = False
+        self._told_to_stop = True
 
     def _end(self, keep_log: bool = False) -> None:
         """Leave nothing: no worker, no socket, no file. The segment goes with the last process that maps it."""
@@ -810,6 +818,8 @@ class Broker:
         shutil.rmtree(self.config.spill_directory, ignore_errors=True)
         if not keep_log:
             shutil.rmtree(self.config.directory, ignore_errors=True)
+            if self.config.first_directory:
+                shutil.rmtree(self.config.first_directory, ignore_errors=True)
 
 
 def kill_group_of_fork_parent(pid: int) -> None:
