@@ -37,11 +37,14 @@ HEAD_GRACE_S: Final = 60.0
 """Seconds for which nodes outlive a head that has storage to come back with."""
 _SPAWN_S: Final = 0.5
 """Seconds that an interrupted start waits for its process, to end it."""
-_ALIVE: Final = "alive"
+ALIVE: Final = "alive"
 """File in a session's directory that is locked while the session lives."""
 _UNCLAIMED_S: Final = 60
 """A session's directory without that file is being made, unless it has been so for longer."""
-_START: Final = "import sys; sys.path.insert(0, {parent!r}); from zray.broker.__main__ import main; main()"
+START: Final = f"import sys; sys.path.insert(0, {_PACKAGE_PARENT!r}); from zray.broker.__main__ import main; main()"
+"""The broker's program."""
+HEAD_RESOURCE: Final = "node:__internal_head__"
+"""Of the node that was started as the head, so that one can ask for it."""
 
 
 def runtime_root() -> str:
@@ -66,10 +69,17 @@ def runtime_root() -> str:
     return chosen
 
 
+def make_session(directory: str, spill_directory: str) -> None:
+    """Make the directories of a new session."""
+    os.mkdir(directory, 0o700)
+    os.mkdir(os.path.join(directory, "logs"), 0o700)
+    os.makedirs(spill_directory, 0o700)
+
+
 def claim_session(directory: str) -> int:
     """Mark a session that is being made as alive for as long as the returned descriptor is open: a shared lock, which unlike a process id means
     the same in every PID namespace that sees the directory. The file has its name when it is locked, never before, so nobody finds it free."""
-    path = os.path.join(directory, _ALIVE)
+    path = os.path.join(directory, ALIVE)
     fd = os.open(path + ".new", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     fcntl.flock(fd, fcntl.LOCK_SH)
     os.rename(path + ".new", path)
@@ -78,7 +88,7 @@ def claim_session(directory: str) -> int:
 
 def hold_session(directory: str) -> int:
     """Mark a session that somebody else has claimed, and holds, as alive for as long as the returned descriptor is open."""
-    fd = os.open(os.path.join(directory, _ALIVE), os.O_RDWR | os.O_CLOEXEC)
+    fd = os.open(os.path.join(directory, ALIVE), os.O_RDWR | os.O_CLOEXEC)
     fcntl.flock(fd, fcntl.LOCK_SH)
     return fd
 
@@ -87,7 +97,7 @@ def remove_stale_sessions(root: str) -> None:
     """Remove directories of sessions that nobody holds (their brokers were killed before they could)."""
     for entry in os.scandir(root):
         try:
-            fd = os.open(os.path.join(entry.path, _ALIVE), os.O_RDWR | os.O_CLOEXEC)
+            fd = os.open(os.path.join(entry.path, ALIVE), os.O_RDWR | os.O_CLOEXEC)
         except OSError:
             try:
                 made = entry.stat(follow_symlinks=False).st_mtime
@@ -415,11 +425,9 @@ def start(settings: NodeSettings, driver_pid: int, cluster: ClusterSettings | No
     with contextlib.ExitStack() as undo:  # whatever fails or interrupts it, nothing stays
         undo.callback(shutil.rmtree, spill_directory, ignore_errors=True)
         undo.callback(shutil.rmtree, directory, ignore_errors=True)
-        os.mkdir(directory, 0o700)
-        os.mkdir(os.path.join(directory, "logs"), 0o700)
+        make_session(directory, spill_directory)
         alive = claim_session(directory)
         undo.callback(os.close, alive)
-        os.makedirs(spill_directory, 0o700)
         place = None if cluster is None else _place(cluster, directory)
         ready, ready_fd = os.pipe()
         with open(ready, "rb", buffering=0), open(ready_fd, "wb", buffering=0) as broker_end:
@@ -472,7 +480,7 @@ def start(settings: NodeSettings, driver_pid: int, cluster: ClusterSettings | No
             key_file="" if place is None else place.key_file,
             serves_one=place is not None and place.serves_one,
         )
-        _write_record(record)
+        write_record(record)
         undo.pop_all()
         return Node(record, process, alive)
 
@@ -522,7 +530,8 @@ def check_replicas(replicas: int, storage: str, grace: float) -> None:
         raise ValueError("with replicas nodes have to outlive their head: head_grace must be above 0")
 
 
-def _write_record(record: NodeRecord) -> None:
+def write_record(record: NodeRecord) -> None:
+    """Let other processes find a node."""
     path = os.path.join(record.directory, _RECORD)
     with open(os.open(path + ".part", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600), "wb") as file:
         file.write(msgspec.json.encode(record))
@@ -548,7 +557,7 @@ def _resources(
         **settings.resources,
     }
     if cluster is None or not cluster.head:
-        found["node:__internal_head__"] = 1.0
+        found[HEAD_RESOURCE] = 1.0
     if gpus:
         found["GPU"] = float(gpus)
     return found
@@ -565,7 +574,7 @@ def _spawn(config: BrokerConfig, directory: str, ready_fd: int) -> subprocess.Po
             with open(os.path.join(directory, "broker.log"), "wb") as log:
                 made.append(
                     subprocess.Popen(
-                        [sys.executable, "-c", _START.format(parent=_PACKAGE_PARENT)],
+                        [sys.executable, "-c", START],
                         stdin=subprocess.PIPE,
                         stdout=log,
                         stderr=log,

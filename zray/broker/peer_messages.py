@@ -21,6 +21,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from zray.broker.membership import BEAT_S, Change, NodeInfo, NodeLoad
+from zray.broker.placement_groups import Held
 from zray.placing import GroupSpec
 from zray.task import ActorSpec, CallShape, JobSpec, LaneTag, TaskSpec
 
@@ -653,6 +654,18 @@ class AskGroup(PeerMessage, frozen=True):
     group: bytes
 
 
+class BundlesKept(PeerMessage, frozen=True):
+    """Node -> the next head, when it has taken the node back: which bundles are held here. Answer: for each known group GroupIs or
+    GroupGone; and ReleaseBundles for what the last head did not bring to an end."""
+
+    held: list[Held]
+    known: list[bytes]
+    """Groups of which something is known here, or waited for."""
+    over: list[int]
+    """Jobs that have ended here, which the last head may not have heard of."""
+    load: NodeLoad
+
+
 class Want(PeerMessage, frozen=True):
     """Who was lent objects -> who lent them: as soon as they are there, send small values, and say where large ones are."""
 
@@ -735,6 +748,7 @@ KINDS: Final[dict[int, type[PeerMessage]]] = {
     56: GroupIs,
     57: GroupGone,
     58: AskGroup,
+    59: BundlesKept,
     90: Fetch,
     91: NotFetched,
     92: Unfetch,
