@@ -540,6 +540,66 @@ def test_a_lost_head_makes_a_new_cluster(own_lab: Callable[..., Lab]) -> None:
     lab.assert_nothing_left()
 
 
+# -- clusters that outlive their head ----------------------------------------------------------------------------------------------
+
+REMEMBER = "import sys, zray; zray.init(); zray.kv.put(b'word', sys.argv[1].encode())"
+RECALL = "import zray; zray.init(); print(zray.kv.get(b'word').decode(), sum(node['Alive'] for node in zray.nodes()))"
+
+
+@needs_hosts
+def test_a_cluster_with_replicas_goes_on_under_another_head(own_lab: Callable[..., Lab]) -> None:
+    lab = own_lab("copied", *GOOD, replicas=3)
+    assert lab.rows("check")["alpha"]["note"] == "head, 3 replicas"
+    assert lab.rows("up")["alpha"]["note"] == "head"
+    wait_for(lambda: "tables on 3 of 3 nodes" in lab.run("status").out, what="three nodes have the tables")
+    lab.run("exec", sys.executable, "-c", REMEMBER, "kept")
+    before = lab.brokers()
+    os.kill(before["alpha"], signal.SIGKILL)
+    wait_for(lambda: not alive(before["alpha"]))
+    found = json.loads(lab.run("status", "--json", status=1).out)
+    heads = [row["host"] for row in found["hosts"] if row["note"] == "head"]
+    assert heads in (["beta"], ["gamma"])
+    assert {row["host"]: row["ok"] for row in found["hosts"]} == {"alpha": False, "beta": True, "gamma": True}
+    rows = lab.rows("up")
+    assert {host: row["joined"] for host, row in rows.items()} == {
+        "alpha": "joined",
+        "beta": "was joined",
+        "gamma": "was joined",
+    }
+    assert [host for host, row in rows.items() if row["note"] == "head"] == heads
+    after = lab.brokers()
+    assert (after["beta"], after["gamma"]) == (before["beta"], before["gamma"])
+    assert lab.run("exec", sys.executable, "-c", RECALL).out == "kept 3\n"
+    # The file's head runs as a worker now, and that is as it should be.
+    assert {row["joined"] for row in lab.rows("up").values()} == {"was joined"}
+    assert lab.brokers() == after
+    lab.run("down")
+    lab.assert_nothing_left()
+
+
+@needs_hosts
+def test_a_head_with_storage_comes_back_to_its_nodes(own_lab: Callable[..., Lab], tmp_path: Path) -> None:
+    lab = own_lab("stored", "alpha", "beta", storage=f"sqlite:{tmp_path}/gcs.db", head_grace=120)
+    assert lab.rows("check")["alpha"]["note"] == "head, storage sqlite"
+    lab.run("up")
+    assert "storage: sqlite" in lab.run("status").out
+    lab.run("exec", sys.executable, "-c", REMEMBER, "kept")
+    before = lab.brokers()
+    os.kill(before["alpha"], signal.SIGKILL)
+    wait_for(lambda: not alive(before["alpha"]))
+    rows = lab.rows("up")
+    assert {host: row["joined"] for host, row in rows.items()} == {"alpha": "joined", "beta": "was joined"}
+    assert lab.brokers()["beta"] == before["beta"]
+    assert lab.run("exec", sys.executable, "-c", RECALL).out == "kept 2\n"
+    # What the storage has outlives the whole cluster, too.
+    lab.run("down")
+    lab.assert_nothing_left()
+    lab.run("up")
+    assert lab.run("exec", sys.executable, "-c", RECALL).out == "kept 2\n"
+    lab.run("down")
+    lab.assert_nothing_left()
+
+
 # -- interrupts ------------------------------------------------------------------------------------------------------------------
 
 
