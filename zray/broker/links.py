@@ -76,7 +76,9 @@ class Prober:
             return None
         host, _, port = address.rpartition(":")
         try:
-            family, kind, protocol, _, target = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)[0]
+            family, kind, protocol, _, target = socket.getaddrinfo(
+                host.strip("[]"), int(port), type=socket.SOCK_STREAM
+            )[0]
         except OSError:
             return False
         try:
