@@ -678,7 +678,7 @@ def _after_fork_in_child() -> None:
     atexit.unregister(_shutdown_at_exit)
     session.closed = True  # in this process: what was prepared for it (functions, handles) is prepared anew
     child = Session(session.config, session.store)
-    child.root = session.current().in_forked_child()
+    child.root = session.current().apart()
     RUNNING.set(child.root)
     _node = _tail = None
     attach(child, Submitter(child))
