@@ -41,6 +41,8 @@ ALIVE: Final = "alive"
 """File in a session's directory that is locked while the session lives."""
 _UNCLAIMED_S: Final = 60
 """A session's directory without that file is being made, unless it has been so for longer."""
+_ANYWHERE: Final = (("192.0.2.1", 9), ("2001:db8::1", 9))
+"""Addresses reserved for documentation (RFC 5737, RFC 3849) stand for any place beyond the default route."""
 START: Final = f"import sys; sys.path.insert(0, {_PACKAGE_PARENT!r}); from zray.broker.__main__ import main; main()"
 """The broker's program."""
 HEAD_RESOURCE: Final = "node:__internal_head__"
@@ -322,7 +324,7 @@ def start_job_scheduler(settings: NodeSettings, driver_pid: int, beside: NodeRec
     Raises:
         ZraySystemError: it cannot be started, or the cluster does not take it.
     """
-    host = beside.address.rpartition(":")[0]
+    host = beside.address.rpartition(":")[0].strip("[]")
     place = ClusterSettings(host, head=beside.head, key_file=beside.key_file, serves_one=True)
     return start(_bare(settings), driver_pid, place)
 
@@ -376,19 +378,24 @@ def end(node: RunningNode, timeout: float = 5.0) -> bool:
         os.close(pidfd)
 
 
+def is_address(text: str) -> bool:
+    """Whether a text is host:port. An IPv6 address stands in brackets: it has colons of its own."""
+    host, _, port = text.rpartition(":")
+    plain = host[1:-1] if host[:1] + host[-1:] == "[]" else host.replace(":", "/")
+    return bool(plain) and not set(plain) & set("[]/") and port.isdigit() and 0 < int(port) < 1 << 16
+
+
 def own_address(other: str = "") -> str:
     """Return the address of this machine that packets to `other` (host:port; default: to somewhere far) would come from.
     Nothing is sent. The loopback address when there is no way."""
     host, _, port = other.rpartition(":")
-    # 192.0.2.1 is reserved for documentation (RFC 5737): it stands for any place beyond the default route.
-    target = (host.strip("[]"), int(port)) if host else ("192.0.2.1", 9)
-    try:
-        family, _, _, _, address = socket.getaddrinfo(*target, type=socket.SOCK_DGRAM)[0]
-        with socket.socket(family, socket.SOCK_DGRAM) as probe:
-            probe.connect(address)
-            return str(probe.getsockname()[0])
-    except OSError:
-        return "127.0.0.1"
+    for target in [(host.strip("[]"), int(port))] if host else _ANYWHERE:
+        with contextlib.suppress(OSError):
+            family, _, _, _, address = socket.getaddrinfo(*target, type=socket.SOCK_DGRAM)[0]
+            with socket.socket(family, socket.SOCK_DGRAM) as probe:
+                probe.connect(address)
+                return str(probe.getsockname()[0])
+    return "127.0.0.1"
 
 
 def _is_held(directory: str) -> bool:

@@ -26,8 +26,6 @@ from zray.node_port import BROKER, NodePort, source_endpoint
 from zray.transport import _Socket, bracketed, has_input, ipc_endpoint
 
 if TYPE_CHECKING:
-
-
     from zray.transport import Context, Poller
 
 MAX_FRAME: Final = 64 << 20

@@ -11,7 +11,7 @@ from tests.simulation.cluster_machine import Doors, Machine
 from tests.simulation.cluster_processes import Driver, Plan, Worker, value_of
 from tests.simulation.cluster_scenario import Play, Scenario, shape
 from tests.simulation.world import Get
-from zray import wire
+from zray import ids, wire
 from zray._store import STATE_SEALED, with_index
 from zray.ids import task_id
 from zray.task import ACTOR_CREATION, ACTOR_METHOD, TASK, ActorSpec, TaskSpec
@@ -167,3 +167,37 @@ def test_a_copy_that_was_given_up_while_it_was_lent_again_is_made_again(run: Run
     run.value, step = b"", 2
     run.until(lambda: bool(run.value))
     assert run.value == value_of(USED, [value_of(MADE, [])])
+
+
+@pytest.mark.parametrize("planted", [False, True], ids=["as it is", "every run of a task makes the same ids"])
+def test_a_parent_that_runs_again_and_branches_differently(
+    run: Run, planted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its repeat makes another child first (`with_children`), while the child of the first run is still running."""
+    if planted:
+        monkeypatch.setattr(ids, "origin_of", lambda task, attempt, fresh: task)
+    parent = Plan("nested", 9, children=(BUSY,), shape=WHEEL.key)
+
+    def program(driver: Driver) -> Program:
+        [result] = driver.submit(driver.root, driver.next_child(1), [parent], (), driver.root)
+        yield from run.get(result)
+
+    def at_work() -> list[Worker]:
+        return [
+            process
+            for machine in (run.head, run.other)
+            for process in machine.workers.values()
+            if isinstance(process, Worker) and process.current
+        ]
+
+    run.play(program)
+    run.until(lambda: len(at_work()) == 2)
+    first = task_id(run.driver.root, 1)
+    [running] = [process for process in at_work() if process.current == first]
+    running.kill()
+    if planted:
+        with pytest.raises(AssertionError, match="what another run made has its id"):
+            run.until(lambda: bool(run.value))
+    else:
+        run.until(lambda: bool(run.value))
+        assert run.value == value_of(parent, [value_of(BUSY, [])])

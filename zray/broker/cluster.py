@@ -42,6 +42,7 @@ from zray.gcs.replication.timing import MOST_SILENT
 from zray.gcs.tables import CLUSTER_KEY, ROW_TABLES, ClusterRow, JobRow, NodeRow, Table, decode_row, encode_row, key_of
 from zray.ids import random_id
 from zray.peer_transport import ClusterKey, PeerSockets
+from zray.transport import bracketed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -116,7 +117,7 @@ class Cluster:
         self.address = ""
         if not self.is_outside:
             port = self._sockets.listen_behind_door(place.host, place.port, config.directory)
-            self.address = f"{place.host}:{port}"
+            self.address = f"{bracketed(place.host)}:{port}"
         self.links = Links(self._sockets, Prober(poller), self.own, client=self.is_outside)
         self.info = NodeInfo(
             id=self.own,

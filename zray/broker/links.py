@@ -18,7 +18,6 @@ from zray.broker.reliable import HEADER_BYTES, NEVER, MalformedFrame, ReliableLi
 from zray.peer_transport import Arrived, Connected
 
 if TYPE_CHECKING:
-
     from zray.peer_transport import PeerSockets
     from zray.transport import Poller
 
@@ -75,7 +74,9 @@ class Prober:
             return None
         host, _, port = address.rpartition(":")
         try:
-            family, kind, protocol, _, target = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)[0]
+            family, kind, protocol, _, target = socket.getaddrinfo(
+                host.strip("[]"), int(port), type=socket.SOCK_STREAM
+            )[0]
         except OSError:
             return False
         try:

@@ -75,7 +75,7 @@ def _node(info: NodeInfo, host: str, state: str, *, head: bool = True) -> dict[s
 
 
 def _host(info: NodeInfo) -> str:
-    return info.address.rpartition(":")[0]
+    return info.address.rpartition(":")[0].strip("[]")
 
 
 def cluster_resources(broker: Broker, _: str) -> dict[str, float]:
