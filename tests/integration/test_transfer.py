@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import random
@@ -26,6 +27,7 @@ from zray.broker.transfer import Transfer
 from zray.cluster_utils import Cluster
 from zray.node_port import VALUES, NodePort, socket_behind_door
 from zray.object_store import ObjectRef, ObjectStore
+from zray.sealed_stream import cipher_for_caller, preface
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -320,6 +322,34 @@ def test_values_that_nobody_reads_make_room(rig: Rig, tmp_path: Path) -> None:
     assert rig.seal(ref) == VALUE
     assert rig.store.describe(filler)[0] == _store.STATE_SPILLED
     assert rig.store.describe(ref)[3] & _store.FLAG_FILE == 0
+
+
+def test_strangers_get_no_answer_and_are_counted(rig: Rig) -> None:
+    """Who was told nothing, who knows a ticket but not its secret, and who plays a recording again."""
+    giver = rig.sources[B].giver
+    ticket, secret = giver.expect(HERE)
+    sealed = cipher_for_caller(secret).encrypt(bytes(12), b"\0" + pm.encode(pm.Took(X, 7, True)), None)
+    genuine = preface(VALUES, ticket) + len(sealed).to_bytes(4, "little") + sealed
+
+    def visit(data: bytes) -> socket.socket:
+        visitor = socket.create_connection(("127.0.0.1", rig.sources[B].number))
+        visitor.sendall(data)
+        return visitor
+
+    def refused(data: bytes) -> None:
+        before = giver.refused
+        with visit(data) as visitor, contextlib.suppress(ConnectionResetError):
+            assert visitor.recv(100) == b"", "an answer"
+        rig.until(lambda: giver.refused == before + 1)
+
+    refused(preface(VALUES, ticket + 1) + genuine[18:])
+    refused(genuine[:-1] + bytes([genuine[-1] ^ 1]))
+    with visit(genuine) as member:
+        assert member.recv(100), "the secret was not used up by those who did not know it"
+        rig.until(lambda: rig.sources[B].took == [pm.Took(X, 7, True)])
+        refused(genuine)
+    refused(genuine)
+    assert rig.sources[B].took == [pm.Took(X, 7, True)]
 
 
 # -- the giving side -----------------------------------------------------------------------------------------------------
