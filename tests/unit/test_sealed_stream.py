@@ -19,8 +19,9 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zray import sealed_stream
+from zray import lane_ends, lanes, sealed_stream, wire
 from zray.sealed_stream import DialledStream, SealedStream, Visitors
+from zray.task import TaskSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -189,6 +190,18 @@ def test_frames_of_any_size_up_to_the_greatest(size: int) -> None:
             caller.flush()
         assert found == frames
         assert not caller.waits_to_write()
+
+
+def test_all_that_leaves_together_over_a_lane_is_one_frame() -> None:
+    spec = TaskSpec(bytes(16), bytes(16), bytes(lanes._MOST_BYTES), sequence=1 << 40)
+    settled = list(range(1 << 40, (1 << 40) + 10_000))
+    results = range(1 << 40, (1 << 40) + lane_ends._FRAME_RESULTS)
+    values = [bytes(lane_ends.MOST_BYTES)] * len(results)
+    for message in (
+        wire.CallOverLane(1 << 62, 1 << 40, settled, [spec] * lanes._FRAME_CALLS),
+        wire.LaneDone(1 << 62, list(results), bytes(len(results)), values, list(results)),
+    ):
+        assert 1 << 20 < len(wire.encode(message)) <= MOST - TAG
 
 
 def test_the_end_of_one_is_the_end_of_the_other() -> None:
@@ -779,7 +792,7 @@ def test_the_same_played_twice_and_the_first_has_said_it_all(house: House) -> No
 def test_who_says_too_little_makes_room_when_somebody_comes(
     house: House, monkeypatch: pytest.MonkeyPatch, shown: bytes
 ) -> None:
-    clock = SimpleNamespace(now=100.0, monotonic=lambda: clock.now)
+    clock: Any = SimpleNamespace(now=100.0, monotonic=lambda: clock.now)
     monkeypatch.setattr(sealed_stream, "time", clock)
     house.visitors.expect(7, SECRET)
     house.visitors.expect(8, SECRET)
@@ -899,7 +912,7 @@ def test_a_visitor_who_is_slow_to_hear_gets_all_answers(house: House) -> None:
         house.visitors.answer(stream, answer)
     assert stream.waits_to_write()
     assert house.is_quiet()
-    found = []
+    found: list[bytes] = []
     while len(found) < len(answers):
         found += caller.receive()
         assert house.visitors.next_frame() is None
