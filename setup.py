@@ -54,8 +54,8 @@ def extensions() -> list[Extension]:
     found = [
         Extension(
             "zray._store",
-            ["zray/_store.pyx", "zray/_store_core.c", "zray/_checksum.c"],
-            depends=["zray/_store_core.h", "zray/_store_core.pxd", "zray/_checksum.h"],
+            ["zray/_store.pyx", "zray/_store_core.c"],
+            depends=["zray/_store_core.h", "zray/_store_core.pxd"],
             extra_compile_args=flags,
             extra_link_args=link,
         ),

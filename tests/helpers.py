@@ -111,6 +111,21 @@ def query(what: str, argument: str = "") -> Any:
     return api.query(what, argument)
 
 
+def wait_for_replicas(but: str = "") -> list[str]:
+    """Wait until three nodes keep the tables, and decide; return their ids, the head first. but: id of a node that must not be one."""
+
+    def whole() -> bool:
+        place = query("cluster")
+        return (
+            len(place["replicas"]) == 3
+            and sorted(place["council"]) == sorted(place["replicas"])
+            and but not in place["replicas"]
+        )
+
+    wait_for(whole, what="the tables are on three nodes")
+    return list(query("cluster")["replicas"])
+
+
 def broker_pid() -> int:
     """Process id of the current session's broker."""
     import zray

@@ -8,6 +8,7 @@ temporary directory: the machine's own network, sshd, keys and configuration are
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
 import signal
@@ -20,8 +21,11 @@ from typing import Any, Final
 from tests.helpers import PROJECT, RUNTIME, processes_under, wait_for
 from tests.namespaces import SSHD
 
-_NETWORK: Final = "10.213.77"
+_NETWORK: Final = ("10.213.77.", 24)
+_IPV6_NETWORK: Final = ("fd00:213:77::", 64)
+_OUTER_NETWORK: Final = ("10.213.78.", 24)
 _PORT: Final = 2222
+_numbers = itertools.count()
 
 
 def _run(*command: str) -> str:
@@ -33,7 +37,9 @@ class SshHost:
 
     def __init__(self, network: SshNetwork, name: str, number: int) -> None:
         self.name = name
-        self.address = f"{_NETWORK}.{number}"
+        self.address = f"{network.addresses[0]}{number}"
+        self.outer_address = ""
+        """Where who stands apart reaches it, if it is the gate."""
         self.namespace = f"{network.prefix}-{name}"
         self.place = network.place / name
         self.home = self.place / "home"
@@ -52,14 +58,17 @@ class SshHost:
         """
         key = self.place / "host_key"
         _run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key))
+        addresses = list(filter(None, (self.address, self.outer_address)))
         with self._network.known_hosts.open("a") as known:
-            known.write(f"[{self.address}]:{_PORT} {(self.place / 'host_key.pub').read_text()}")
+            for address in addresses:
+                known.write(f"[{address}]:{_PORT} {(self.place / 'host_key.pub').read_text()}")
         allowed = self.place / "authorized_keys"
         allowed.write_text(self._network.user_key.with_suffix(".pub").read_text() if authorized else "")
         given = {"HOME": str(self.home), **(environment or {})}
         config = self.place / "sshd_config"
         config.write_text(
-            f"ListenAddress {self.address}:{_PORT}\nHostKey {key}\nAuthorizedKeysFile {allowed}\nPidFile none\n"
+            "".join(f"ListenAddress [{address}]:{_PORT}\n" for address in addresses)
+            + f"HostKey {key}\nAuthorizedKeysFile {allowed}\nPidFile none\n"
             "UsePAM no\nStrictModes no\nPermitRootLogin yes\nPasswordAuthentication no\nKbdInteractiveAuthentication no\n"
             f"UseDNS no\nSetEnv {' '.join(f'{name}={value}' for name, value in given.items())}\n"
         )
@@ -118,8 +127,11 @@ class SshHost:
 class SshNetwork:
     """The namespaces, the user's key and ssh configuration. `close` removes all of it."""
 
-    def __init__(self) -> None:
-        self.prefix = f"zt{os.getpid()}"
+    def __init__(self, *, ipv6: bool = False) -> None:
+        """ipv6: its hosts have no other addresses."""
+        self.prefix = f"zt{os.getpid()}n{next(_numbers)}"
+        self.addresses = _IPV6_NETWORK if ipv6 else _NETWORK
+        """What addresses begin with, and how many bits of them are the network's."""
         self.place = Path(tempfile.mkdtemp(prefix="zt-", dir="/tmp"))
         self.known_hosts = self.place / "known_hosts"
         self.known_hosts.touch()
@@ -133,9 +145,10 @@ class SshNetwork:
                 f"Host *\n  User root\n  Port {_PORT}\n  IdentityFile {self.user_key}\n  IdentitiesOnly yes\n"
                 f"  IdentityAgent none\n  UserKnownHostsFile {self.known_hosts}\n  GlobalKnownHostsFile none\n"
             )
-            self.outside = self._namespace("out")
+            self.outside = self.user = self._namespace("out")
+            """Where the bridge is; and where the user is: the launcher runs there."""
             _run("ip", "-n", self.outside, "link", "add", "br0", "type", "bridge")
-            _run("ip", "-n", self.outside, "addr", "add", f"{_NETWORK}.1/24", "dev", "br0")
+            self._address(self.outside, "br0", self.addresses, 1)
             _run("ip", "-n", self.outside, "link", "set", "br0", "up")
         except BaseException:
             self.close()
@@ -148,6 +161,24 @@ class SshNetwork:
         _run("ip", "-n", full, "link", "set", "lo", "up")
         return full
 
+    def _address(self, namespace: str, device: str, network: tuple[str, int], number: int) -> None:
+        # Nobody else has it: waiting for somebody to say so (duplicate address detection, IPv6 only) is left out.
+        _run("ip", "-n", namespace, "addr", "add", f"{network[0]}{number}/{network[1]}", "dev", device, "nodad")
+
+    def stand_apart(self, gate: SshHost) -> None:
+        """Put the user where no host but the gate is reached; ssh's configuration has the others behind it. Before its sshd runs."""
+        self.user = self._namespace("far")
+        _run(
+            *("ip", "-n", self.user, "link", "add", "eth0", "type", "veth"),
+            *("peer", "name", "eth1", "netns", gate.namespace),
+        )
+        for number, namespace, device in ((1, self.user, "eth0"), (2, gate.namespace, "eth1")):
+            self._address(namespace, device, _OUTER_NETWORK, number)
+            _run("ip", "-n", namespace, "link", "set", device, "up")
+        gate.outer_address = f"{_OUTER_NETWORK[0]}2"
+        with self.ssh_config.open("a") as config:
+            config.write(f"Host {self.addresses[0]}*\n  ProxyJump {gate.outer_address}\n")
+
     def add(self, name: str) -> SshHost:
         """Make a host; its sshd does not run yet."""
         number = 11 + len(self.hosts)
@@ -159,16 +190,16 @@ class SshNetwork:
             *("peer", "name", "eth0", "netns", host.namespace),
         )
         _run("ip", "-n", self.outside, "link", "set", link, "master", "br0", "up")
-        _run("ip", "-n", host.namespace, "addr", "add", f"{host.address}/24", "dev", "eth0")
+        self._address(host.namespace, "eth0", self.addresses, number)
         _run("ip", "-n", host.namespace, "link", "set", "eth0", "up")
         return host
 
     def command(self, *arguments: str, namespace: str = "") -> list[str]:
-        """Return the command line that runs a program in the network, beside the hosts or (namespace) on one."""
-        return ["ip", "netns", "exec", namespace or self.outside, *arguments]
+        """Return the command line that runs a program in the network, where the user is or (namespace) on a host."""
+        return ["ip", "netns", "exec", namespace or self.user, *arguments]
 
     def popen(self, *arguments: str, variables: dict[str, str] | None = None, **more: Any) -> subprocess.Popen[str]:
-        """Start `zray-cluster` beside the hosts."""
+        """Start `zray-cluster` where the user is."""
         environment = {name: value for name, value in os.environ.items() if name not in (RUNTIME, "SSH_AUTH_SOCK")}
         environment.update(variables or {})
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PROJECT), environment.get("PYTHONPATH", "")]))

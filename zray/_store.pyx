@@ -25,14 +25,6 @@ from libc.string cimport memcmp, memcpy, memset
 cimport cython
 from zray._store_core cimport *
 
-cdef extern from "_checksum.h" nogil:
-    void zc_setup()
-    uint32_t zc_crc32c(uint32_t crc, const void *data, size_t size)
-    uint32_t zc_copy_crc32c(void *to, const void *source, size_t size)
-    uint32_t zc_crc32c_tables(uint32_t crc, const void *data, size_t size)
-
-zc_setup()
-
 cdef extern from *:
     """
     #ifdef __linux__
@@ -357,8 +349,20 @@ cdef class Restoring:
 
 
 @cython.final
+cdef class FillingPart:
+    """Where a piece of an object goes (`Filling.part`); keeps the object in place."""
+
+    cdef object whole
+    cdef uint8_t *data
+    cdef Py_ssize_t size
+
+    def __getbuffer__(self, Py_buffer *view, int flags):
+        PyBuffer_FillInfo(view, self, <void *>self.data, self.size, 0, flags)
+
+
+@cython.final
 cdef class Filling:
-    """A pending object whose value comes in pieces, in any order: `store.fill(...)`, `write` each, then `seal`.
+    """A pending object whose value comes in pieces, in any order: `store.fill(...)`, write each to its `part`, then `seal`.
 
     Its bytes can be read (as a buffer) before it is sealed, too: whoever reads looks only at what was written. They stay in place
     as long as this object or a view of it lives. Dropped before `seal`, the object is pending as before.
@@ -381,19 +385,15 @@ cdef class Filling:
         """Return a read-only view of all its bytes."""
         return memoryview(self)
 
-    def write(self, uint64_t offset, piece):
-        """Copy a piece to its place; return its CRC-32C. ValueError when it lies outside, or the object is sealed."""
-        cdef Py_buffer view
-        cdef uint32_t crc
-        PyObject_GetBuffer(piece, &view, PyBUF_SIMPLE)
-        try:
-            if self.sealed or offset > <uint64_t>self.size or <uint64_t>view.len > <uint64_t>self.size - offset:
-                raise ValueError(f"{view.len} bytes at {offset} are no piece of an open object of {self.size} bytes")
-            with nogil:
-                crc = zc_copy_crc32c(self.data + offset, view.buf, view.len)
-        finally:
-            PyBuffer_Release(&view)
-        return crc
+    def part(self, uint64_t offset, uint64_t size):
+        """Return a view through which a piece is written to its place. ValueError when it lies outside, or the object is sealed."""
+        if self.sealed or offset > <uint64_t>self.size or size > <uint64_t>self.size - offset:
+            raise ValueError(f"{size} bytes at {offset} are no piece of an open object of {self.size} bytes")
+        cdef FillingPart part = FillingPart.__new__(FillingPart)
+        part.whole = self
+        part.data = self.data + offset
+        part.size = size
+        return memoryview(part)
 
     def seal(self, int kind, int flags, list refs):
         """Make the object visible; `refs`: what it refers to. False when somebody else has sealed it meanwhile."""
@@ -1289,19 +1289,6 @@ def all_refs(list items):
         if type(<object>PyList_GET_ITEM(items, i)) is not ObjectRef:
             return i
     return -1
-
-
-def crc32c(data, uint32_t before=0, bint by_tables=False):
-    """Return the CRC-32C of bytes, or of what has the sum `before` and these bytes after it. `by_tables`: without the processor's instruction."""
-    cdef Py_buffer view
-    cdef uint32_t crc
-    PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
-    try:
-        with nogil:
-            crc = zc_crc32c_tables(before, view.buf, view.len) if by_tables else zc_crc32c(before, view.buf, view.len)
-    finally:
-        PyBuffer_Release(&view)
-    return crc
 
 
 def derive_id(bytes parent, uint64_t counter):

@@ -1954,7 +1954,9 @@ int zs_expect(zs_store *s, const uint8_t *id, zs_proc target, uint32_t job, uint
     return rc;
 }
 
+/* (Nobody makes a value once more that another node has: a copy of its task may be left here.) */
 static inline int claimable(const zs_entry *e, uint32_t attempt) {
+    if (e->marks & ZS_MARK_ELSEWHERE) return 0;
     return (e->state == ZS_PENDING || (FAULT(10) && e->state == ZS_CLAIMED)) && e->attempt == attempt;
 }
 

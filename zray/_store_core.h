@@ -293,7 +293,7 @@ int zs_put_life(zs_store *s, const uint8_t *id, const void *data, uint32_t size,
  * An id that exists: SEALED/SPILLED/PENDING/CLAIMED -> ZS_EXISTS (reference taken). Takes a reference. ZS_OK, ZS_EXISTS, ZS_GONE, ZS_FULL, ZS_TOO_MANY, ZS_NO_MEMORY. */
 int zs_expect(zs_store *s, const uint8_t *id, zs_proc target, uint32_t job, uint8_t flags, const uint32_t *deps, uint32_t n_deps,
               const void *spec, uint32_t spec_size, uint32_t *slot);
-/* Become the one executor. ZS_OK, ZS_STALE (attempt differs, claimed already, or not pending any more), ZS_NOT_FOUND. Takes no reference; *slot is valid while claimed. */
+/* Become the one executor. ZS_OK, ZS_STALE (attempt differs, claimed already, not pending any more, or its value is elsewhere), ZS_NOT_FOUND. Takes no reference; *slot is valid while claimed. */
 int zs_claim(zs_store *s, const uint8_t *id, uint32_t attempt, uint32_t *slot);
 /* As the claimant: result of at most ZS_INLINE_MAX bytes. Releases the arguments. ZS_OK, ZS_SEALED_TELL_BROKER, ZS_STALE. */
 int zs_seal_inline(zs_store *s, uint32_t slot, uint32_t attempt, const void *data, uint32_t size, uint8_t kind, uint8_t flags);

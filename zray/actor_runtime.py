@@ -67,7 +67,8 @@ class ActorHost:
         shape = executor.shapes[creation.shape]
         executor.actor_id = creation.id
         held = self.spec.running_resources
-        context = TaskContext(creation.id, shape.name, self.incarnation, creation.id, held, shape.strategy)
+        # Apart: a constructor whose process died is run again in the same incarnation.
+        context = TaskContext(creation.id, shape.name, self.incarnation, creation.id, held, shape.strategy).apart()
         session.root = context
         api.set_actor(self.spec)
         token = RUNNING.set(context)

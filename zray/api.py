@@ -259,17 +259,12 @@ _COMPATIBLE = frozenset(
 
 
 def _check_joining(address: str, given: list[str]) -> None:
-    if not isinstance(address, str) or (address != "auto" and not _is_address(address)):
+    if not isinstance(address, str) or (address != "auto" and not nodes_.is_address(address)):
         raise ValueError(f'zray.init(): address must be "local", "auto" or host:port, not {address!r}')
     if given:
         raise ValueError(
             f"zray.init(address={address!r}): {', '.join(given)} cannot be chosen for nodes that run already; give them to `zray start`"
         )
-
-
-def _is_address(text: str) -> bool:
-    host, _, port = text.rpartition(":")
-    return bool(host) and port.isdigit() and 0 < int(port) < 1 << 16
 
 
 def _find_node(
@@ -353,12 +348,12 @@ def _version() -> str:
 
 
 def _facts(session: Session) -> dict[str, Any]:
-    address = "" if _node is None else _node.record.head
+    address, own = ("", "") if _node is None else (_node.record.head, _node.record.address)
     return {
         "address": address or session.config.directory,
         "session_dir": session.config.directory,
         "node_id": session.config.node.hex(),
-        "node_ip_address": address.rpartition(":")[0] or "127.0.0.1",
+        "node_ip_address": own.rpartition(":")[0].strip("[]") or "127.0.0.1",
         "object_store_address": session.config.directory,
         "gcs_address": address or session.config.directory,
         "webui_url": "",
@@ -683,7 +678,7 @@ def _after_fork_in_child() -> None:
     atexit.unregister(_shutdown_at_exit)
     session.closed = True  # in this process: what was prepared for it (functions, handles) is prepared anew
     child = Session(session.config, session.store)
-    child.root = session.current().in_forked_child()
+    child.root = session.current().apart()
     RUNNING.set(child.root)
     _node = _tail = None
     attach(child, Submitter(child))

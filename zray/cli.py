@@ -38,9 +38,11 @@ def version() -> None:
 
 def _address(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
     """Check host:port."""
-    host, _, port = value.rpartition(":")
-    if value and not (host and port.isdigit() and 0 < int(port) < 1 << 16):
-        raise click.BadParameter(f"{value!r} is not host:port")
+    if value:
+        from zray.node import is_address
+
+        if not is_address(value):
+            raise click.BadParameter(f"{value!r} is not host:port (an IPv6 address stands in brackets: [fd00::1]:6400)")
     return value
 
 
@@ -143,7 +145,14 @@ def start(
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     place = nodes.ClusterSettings(
-        host or nodes.own_address(address), port, address, key or "", node_timeout, storage, head_grace, replicas
+        (host or nodes.own_address(address)).strip("[]"),
+        port,
+        address,
+        key or "",
+        node_timeout,
+        storage,
+        head_grace,
+        replicas,
     )
     try:
         # A node that is waited for must not outlive who waits, whatever ends that.

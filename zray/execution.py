@@ -164,8 +164,7 @@ class Executor:
         slots = self.store.claim(spec.id, shape.num_returns, spec.attempt)
         strategy = shape.strategy or self.session.root.strategy
         # Ids of its own: what the first run has made may exist still.
-        context = TaskContext(spec.id, shape.name, spec.attempt, self.actor_id, shape.resources, strategy)
-        context = context.in_forked_child()
+        context = TaskContext(spec.id, shape.name, spec.attempt, self.actor_id, shape.resources, strategy).apart()
         call = None if slots is None else Claimed(spec, shape, slots, context)
         token = RUNNING.set(context)
         try:

@@ -10,9 +10,8 @@ Layout: 12 unique bytes, then a 4-byte little-endian *index*. On hot paths an id
     index 1 .. 0x7fffffff      the task's return values: return i (0-based) has index i + 1
     index 0x80000000 | n       the n-th value the task has put
 
-A run of a task numbers its children from 1 (`task_id`) and its puts from 1. A run that is not the first derives all of them
-from `task_id(task, RERUN | attempt)` instead of the task's own id, and a run's puts from the 2**31st on from
-`task_id(..., FURTHER_PUTS | n >> 31)`.
+A run of a task numbers its children from 1 (`task_id`) and its puts from 1. All of them derive from the run's *origin*
+(`origin_of`), and its puts from the 2**31st on from `task_id(origin, FURTHER_PUTS | n >> 31)`.
 
 The mix. `task_id(parent, counter)` is the first 12 bytes of MurmurHash3_x64_128 with seed 0 (Austin Appleby's
 public-domain function) over the 24 bytes `parent (16) + counter (8, little-endian)`, followed by four zero bytes.
@@ -37,7 +36,10 @@ Spelled out, with all arithmetic modulo 2**64, `rotl` a 64-bit left rotation, p0
 from __future__ import annotations
 
 import os
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 ID_SIZE: Final = 16
 UNIQUE_SIZE: Final = 12
@@ -45,7 +47,6 @@ NIL: Final = bytes(ID_SIZE)
 PUT_BIT: Final = 0x8000_0000
 MAX_RETURNS: Final = PUT_BIT - 1
 MAX_PUTS: Final = PUT_BIT
-RERUN: Final = 1 << 63
 FURTHER_PUTS: Final = 1 << 62
 
 _TASK_SUFFIX = bytes(4)
@@ -109,6 +110,22 @@ def task_id(parent: bytes, counter: int) -> bytes:
     h2 ^= h2 >> 33
     h1 = (h1 + h2) & _M
     return (((h1 + h2) & _M32) << 64 | h1).to_bytes(16, "little")
+
+
+def origin_of(task: bytes, attempt: int, fresh: Callable[[], bytes] = random_id) -> bytes:
+    """Return what the ids of all that one run of a task makes are derived from.
+
+    The first run makes ids that follow from the task's own. Any later one is a repeat that may branch differently (it looked at the clock,
+    at `wait`, at luck): then its k-th child is another call, while others may still hold, or run, what an earlier run has made in that place.
+    So each has an origin of its own. It does not follow from the attempt's number: nodes that know nothing of one another count for
+    themselves, and after the death of one the next may give the same number to another run.
+
+    Args:
+        task: its id.
+        attempt: the run's number, 0 for the first: only one run in the cluster has that.
+        fresh: makes an id that nobody else has.
+    """
+    return task if attempt == 0 else fresh()
 
 
 def return_id(task: bytes, i: int) -> bytes:

@@ -1,7 +1,8 @@
 """The caller's end of lanes: calls to actors and leased workers on other nodes that go straight to their processes, when they come one after another.
 
 Covers when a lane to an actor is asked for and given up (`FarActor`), which calls of a function go to a worker that another node has lent
-(`FarWorker`), what was sent over a lane (`Lane`), and taking in answers (`LaneReader`): in the thread that waits for one, or in one of its own. Does not cover the far end (`zray.lane_ends`),
+(`FarWorker`), what was sent over a lane (`Lane`), and taking in answers, in the thread that waits for
+one or in one of its own (`LaneReader`). Does not cover the far end (`zray.lane_ends`),
 who gets a lane (`zray.broker.lanes`), or calls within this node (`zray.submission`).
 
 By way of the brokers a call to another node is six hops there and back; over a lane it is two. The brokers' way stays the truth: they keep books of what

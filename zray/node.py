@@ -37,11 +37,16 @@ HEAD_GRACE_S: Final = 60.0
 """Seconds for which nodes outlive a head that has storage to come back with."""
 _SPAWN_S: Final = 0.5
 """Seconds that an interrupted start waits for its process, to end it."""
-_ALIVE: Final = "alive"
+ALIVE: Final = "alive"
 """File in a session's directory that is locked while the session lives."""
 _UNCLAIMED_S: Final = 60
 """A session's directory without that file is being made, unless it has been so for longer."""
-_START: Final = "import sys; sys.path.insert(0, {parent!r}); from zray.broker.__main__ import main; main()"
+_ANYWHERE: Final = (("192.0.2.1", 9), ("2001:db8::1", 9))
+"""Addresses reserved for documentation (RFC 5737, RFC 3849) stand for any place beyond the default route."""
+START: Final = f"import sys; sys.path.insert(0, {_PACKAGE_PARENT!r}); from zray.broker.__main__ import main; main()"
+"""The broker's program."""
+HEAD_RESOURCE: Final = "node:__internal_head__"
+"""Of the node that was started as the head, so that one can ask for it."""
 
 
 def runtime_root() -> str:
@@ -66,10 +71,17 @@ def runtime_root() -> str:
     return chosen
 
 
+def make_session(directory: str, spill_directory: str) -> None:
+    """Make the directories of a new session."""
+    os.mkdir(directory, 0o700)
+    os.mkdir(os.path.join(directory, "logs"), 0o700)
+    os.makedirs(spill_directory, 0o700)
+
+
 def claim_session(directory: str) -> int:
     """Mark a session that is being made as alive for as long as the returned descriptor is open: a shared lock, which unlike a process id means
     the same in every PID namespace that sees the directory. The file has its name when it is locked, never before, so nobody finds it free."""
-    path = os.path.join(directory, _ALIVE)
+    path = os.path.join(directory, ALIVE)
     fd = os.open(path + ".new", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     fcntl.flock(fd, fcntl.LOCK_SH)
     os.rename(path + ".new", path)
@@ -78,7 +90,7 @@ def claim_session(directory: str) -> int:
 
 def hold_session(directory: str) -> int:
     """Mark a session that somebody else has claimed, and holds, as alive for as long as the returned descriptor is open."""
-    fd = os.open(os.path.join(directory, _ALIVE), os.O_RDWR | os.O_CLOEXEC)
+    fd = os.open(os.path.join(directory, ALIVE), os.O_RDWR | os.O_CLOEXEC)
     fcntl.flock(fd, fcntl.LOCK_SH)
     return fd
 
@@ -87,7 +99,7 @@ def remove_stale_sessions(root: str) -> None:
     """Remove directories of sessions that nobody holds (their brokers were killed before they could)."""
     for entry in os.scandir(root):
         try:
-            fd = os.open(os.path.join(entry.path, _ALIVE), os.O_RDWR | os.O_CLOEXEC)
+            fd = os.open(os.path.join(entry.path, ALIVE), os.O_RDWR | os.O_CLOEXEC)
         except OSError:
             try:
                 made = entry.stat(follow_symlinks=False).st_mtime
@@ -312,7 +324,7 @@ def start_job_scheduler(settings: NodeSettings, driver_pid: int, beside: NodeRec
     Raises:
         ZraySystemError: it cannot be started, or the cluster does not take it.
     """
-    host = beside.address.rpartition(":")[0]
+    host = beside.address.rpartition(":")[0].strip("[]")
     place = ClusterSettings(host, head=beside.head, key_file=beside.key_file, serves_one=True)
     return start(_bare(settings), driver_pid, place)
 
@@ -366,19 +378,24 @@ def end(node: RunningNode, timeout: float = 5.0) -> bool:
         os.close(pidfd)
 
 
+def is_address(text: str) -> bool:
+    """Whether a text is host:port. An IPv6 address stands in brackets: it has colons of its own."""
+    host, _, port = text.rpartition(":")
+    plain = host[1:-1] if host[:1] + host[-1:] == "[]" else host.replace(":", "/")
+    return bool(plain) and not set(plain) & set("[]/") and port.isdigit() and 0 < int(port) < 1 << 16
+
+
 def own_address(other: str = "") -> str:
     """Return the address of this machine that packets to `other` (host:port; default: to somewhere far) would come from.
     Nothing is sent. The loopback address when there is no way."""
     host, _, port = other.rpartition(":")
-    # 192.0.2.1 is reserved for documentation (RFC 5737): it stands for any place beyond the default route.
-    target = (host.strip("[]"), int(port)) if host else ("192.0.2.1", 9)
-    try:
-        family, _, _, _, address = socket.getaddrinfo(*target, type=socket.SOCK_DGRAM)[0]
-        with socket.socket(family, socket.SOCK_DGRAM) as probe:
-            probe.connect(address)
-            return str(probe.getsockname()[0])
-    except OSError:
-        return "127.0.0.1"
+    for target in [(host.strip("[]"), int(port))] if host else _ANYWHERE:
+        with contextlib.suppress(OSError):
+            family, _, _, _, address = socket.getaddrinfo(*target, type=socket.SOCK_DGRAM)[0]
+            with socket.socket(family, socket.SOCK_DGRAM) as probe:
+                probe.connect(address)
+                return str(probe.getsockname()[0])
+    return "127.0.0.1"
 
 
 def _is_held(directory: str) -> bool:
@@ -415,11 +432,9 @@ def start(settings: NodeSettings, driver_pid: int, cluster: ClusterSettings | No
     with contextlib.ExitStack() as undo:  # whatever fails or interrupts it, nothing stays
         undo.callback(shutil.rmtree, spill_directory, ignore_errors=True)
         undo.callback(shutil.rmtree, directory, ignore_errors=True)
-        os.mkdir(directory, 0o700)
-        os.mkdir(os.path.join(directory, "logs"), 0o700)
+        make_session(directory, spill_directory)
         alive = claim_session(directory)
         undo.callback(os.close, alive)
-        os.makedirs(spill_directory, 0o700)
         place = None if cluster is None else _place(cluster, directory)
         ready, ready_fd = os.pipe()
         with open(ready, "rb", buffering=0), open(ready_fd, "wb", buffering=0) as broker_end:
@@ -434,7 +449,12 @@ def start(settings: NodeSettings, driver_pid: int, cluster: ClusterSettings | No
                 labels=settings.labels,
                 store_capacity=store_capacity,
                 max_objects=settings.max_objects,
-                preload=["numpy"] if settings.preload is None else settings.preload,
+                preload=[
+                    *(["numpy"] if settings.preload is None else settings.preload),
+                    *(
+                        ["zray.sealed_stream"] if place is not None else []
+                    ),  # what workers need to be called from other nodes
+                ],
                 log_to_driver=settings.log_to_driver,
                 python=sys.version,
                 cluster=place,
@@ -467,7 +487,7 @@ def start(settings: NodeSettings, driver_pid: int, cluster: ClusterSettings | No
             key_file="" if place is None else place.key_file,
             serves_one=place is not None and place.serves_one,
         )
-        _write_record(record)
+        write_record(record)
         undo.pop_all()
         return Node(record, process, alive)
 
@@ -517,7 +537,8 @@ def check_replicas(replicas: int, storage: str, grace: float) -> None:
         raise ValueError("with replicas nodes have to outlive their head: head_grace must be above 0")
 
 
-def _write_record(record: NodeRecord) -> None:
+def write_record(record: NodeRecord) -> None:
+    """Let other processes find a node."""
     path = os.path.join(record.directory, _RECORD)
     with open(os.open(path + ".part", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600), "wb") as file:
         file.write(msgspec.json.encode(record))
@@ -543,7 +564,7 @@ def _resources(
         **settings.resources,
     }
     if cluster is None or not cluster.head:
-        found["node:__internal_head__"] = 1.0
+        found[HEAD_RESOURCE] = 1.0
     if gpus:
         found["GPU"] = float(gpus)
     return found
@@ -560,7 +581,7 @@ def _spawn(config: BrokerConfig, directory: str, ready_fd: int) -> subprocess.Po
             with open(os.path.join(directory, "broker.log"), "wb") as log:
                 made.append(
                     subprocess.Popen(
-                        [sys.executable, "-c", _START.format(parent=_PACKAGE_PARENT)],
+                        [sys.executable, "-c", START],
                         stdin=subprocess.PIPE,
                         stdout=log,
                         stderr=log,

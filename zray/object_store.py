@@ -44,8 +44,8 @@ class _FileValue(msgspec.Struct, array_like=True):
 class Place(Protocol):
     """Where a value comes in pieces, in any order (`ObjectStore.place`). Dropped before it is sealed, the object is pending as before."""
 
-    def write(self, offset: int, piece: memoryview) -> int:
-        """Copy a piece to its place; return its CRC-32C."""
+    def part(self, offset: int, size: int) -> memoryview:
+        """Return the bytes where a piece belongs, to be written; used before the object is sealed only."""
 
     def view(self) -> memoryview:
         """Return a view of all bytes, written or not, which keeps them in place."""
@@ -394,11 +394,9 @@ class FilePlace:
         finally:
             os.close(fd)
 
-    def write(self, offset: int, piece: memoryview) -> int:
-        """As `Place.write`."""
-        target = self._view[offset : offset + len(piece)]
-        target[:] = piece
-        return _store.crc32c(target)
+    def part(self, offset: int, size: int) -> memoryview:
+        """As `Place.part`."""
+        return self._view[offset : offset + size]
 
     def view(self) -> memoryview:
         """As `Place.view`."""

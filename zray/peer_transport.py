@@ -8,14 +8,12 @@ during the handshake, before one byte of a message is read, gets no answer, and 
 (ZAP, https://rfc.zeromq.org/spec/27) that is served here, between other events: no thread is needed. Repeated, changed and cut frames fail
 CURVE's own checks (nonce, authenticator) and end the connection.
 
-Values travel over connections of their own to the same port (`BulkSockets`; whoever wants a value connects to who has it), so that other
-messages never queue behind them. Encrypting is the work of ZeroMQ's I/O threads: a node's own connections, those that others make to it, and those
-that it gets values by have one each.
+Values travel over connections of their own to the same port (`zray.value_streams`), so that other messages never queue behind them. Encrypting is the
+work of ZeroMQ's I/O threads: a node's own connections and those that others make to it have one each.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import sys
@@ -28,14 +26,8 @@ from zray.node_port import BROKER, NodePort, source_endpoint
 from zray.transport import _Socket, bracketed, has_input, ipc_endpoint
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from typing_extensions import Buffer
-
     from zray.transport import Context, Poller
 
-_BULK: Final = b"b"
-"""Follows a node's id where the connection is its second one, for bulk."""
 MAX_FRAME: Final = 64 << 20
 """Bytes of the largest frame between nodes; a longer one ends the connection. Values travel in chunks far smaller."""
 _HANDSHAKE_MS: Final = 4000
@@ -114,14 +106,6 @@ class Arrived(NamedTuple):
 
     node: bytes
     frame: bytes
-
-
-class Brought(NamedTuple):
-    """A frame that came over a bulk connection with bytes after it, which are not copied: they live as long as the view."""
-
-    node: bytes
-    frame: bytes
-    data: memoryview
 
 
 PeerEvent = Connected | Disconnected | Arrived
@@ -278,22 +262,6 @@ class PeerSockets:
             return False
         return True
 
-    def send_bulk(self, node: bytes, frame: bytes, data: Buffer | None = None) -> bool:
-        """Send a frame, and bytes after it, over the bulk connection that a node has made; False when there is none. The bytes are not copied:
-        `data` is kept until they have been encrypted, and let go of in a thread of ZeroMQ's."""
-        assert self._listener is not None
-        self._poller.used(self._listener)
-        try:
-            self._listener.send(node + _BULK, zmq.SNDMORE | zmq.DONTWAIT)
-            if data is None:
-                self._listener.send(frame, zmq.DONTWAIT)
-            else:
-                self._listener.send(frame, zmq.SNDMORE | zmq.DONTWAIT)
-                self._listener.send(data, zmq.DONTWAIT, copy=False)
-        except zmq.ZMQError:  # EHOSTUNREACH: it has gone
-            return False
-        return True
-
     def receive(self, most: int = 256) -> list[PeerEvent]:
         """Return what has come on the sockets that the poller found ready, at most about `most` events a connection, without waiting."""
         events: list[PeerEvent] = []
@@ -320,9 +288,7 @@ class PeerSockets:
                 parts = _next(self._listener, taken > 0)
                 if parts is None:
                     break
-                if len(parts) == 2 and len(parts[0]) == len(self._own) + 1 and parts[0].endswith(_BULK):
-                    events.append(Arrived(parts[0][:-1], parts[1]))
-                elif len(parts) == 2 and len(parts[0]) == len(self._own):
+                if len(parts) == 2 and len(parts[0]) == len(self._own):
                     self._accepted.add(parts[0])
                     events.append(Arrived(parts[0], parts[1]))
                 else:
@@ -372,97 +338,6 @@ class PeerSockets:
                 self._poller.forget(socket)
                 socket.close()
         self._watcher = self._listener = self._judge = None
-
-
-class BulkSockets:
-    """Connections that a node makes for bulk: one to each node that it gets values from, in a context and with an I/O thread of their own.
-
-    Belongs to the thread that made it, but for `wake`. There are no heartbeats: pieces that do not come are missed, and `dial` is for that.
-    """
-
-    def __init__(self, own: bytes, key: ClusterKey) -> None:
-        self._own = own
-        self._key = key
-        self._zmq = zmq.Context(io_threads=1)
-        self._poller = zmq.Poller()
-        self._woken = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._poller.register(self._woken, zmq.POLLIN)
-        self._dialled: dict[bytes, tuple[zmq.Socket[bytes], zmq.Socket[bytes]]] = {}
-
-    def dial(self, node: bytes, address: str) -> None:
-        """Connect to a node's host:port, again and again until `hang_up`; a connection that there is already is made anew."""
-        self.hang_up(node)
-        try:
-            socket = _secret_socket(self._zmq, zmq.DEALER, self._key)
-        except zmq.ZMQError:  # no descriptors: who misses an answer dials again
-            return
-        try:
-            monitor = _connect(socket, self._own + _BULK, self._key, address)
-        except zmq.ZMQError:
-            socket.close(0)
-            return
-        self._dialled[node] = socket, monitor
-        self._poller.register(socket, zmq.POLLIN)
-        self._poller.register(monitor, zmq.POLLIN)
-
-    def hang_up(self, node: bytes) -> None:
-        """Close the connection to a node, if there is one; nothing that waits is sent."""
-        found = self._dialled.pop(node, None)
-        if found is not None:
-            socket, monitor = found
-            self._poller.unregister(socket)
-            self._poller.unregister(monitor)
-            socket.disable_monitor()
-            monitor.close(0)
-            socket.close(0)
-
-    def send(self, node: bytes, frame: bytes) -> None:
-        """Send a frame, or let it wait until the node is connected; dropped when it was not dialled, or the connection ended for good
-        because of damaged bytes (whoever misses an answer dials anew)."""
-        found = self._dialled.get(node)
-        if found is not None:
-            with contextlib.suppress(zmq.Again):
-                found[0].send(frame, zmq.DONTWAIT)
-
-    def wake(self) -> None:
-        """Let `wait` return. From any thread."""
-        os.eventfd_write(self._woken, 1)
-
-    def wait(self, seconds: float) -> None:
-        """Wait until there may be something to receive, or `wake` was called, at most so long."""
-        for ready, _ in self._poller.poll(int(min(seconds, 3600.0) * 1000) + 1):
-            if ready == self._woken:
-                os.eventfd_read(self._woken)
-
-    def receive(self, most: int = 32) -> Iterator[PeerEvent | Brought]:
-        """Yield what has come, at most about `most` frames a connection, without waiting. Connections may be made and closed in between."""
-        for node, (socket, monitor) in list(self._dialled.items()):
-            if monitor.closed:
-                continue
-            while not monitor.closed and (parts := _next(monitor)) is not None:
-                kind = _monitored(parts)
-                if kind == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-                    yield Connected(node)
-                elif kind == zmq.EVENT_DISCONNECTED:
-                    yield Disconnected(node)
-            for _ in range(most):
-                if socket.closed:
-                    break
-                try:
-                    frames = socket.recv_multipart(zmq.DONTWAIT, copy=False)
-                except zmq.Again:
-                    break
-                if len(frames) == 1:
-                    yield Arrived(node, frames[0].bytes)
-                elif len(frames) == 2:
-                    yield Brought(node, frames[0].bytes, frames[1].buffer)
-
-    def close(self) -> None:
-        """Close all connections."""
-        for node in list(self._dialled):
-            self.hang_up(node)
-        self._zmq.destroy(0)
-        os.close(self._woken)
 
 
 def _secret_socket(context: zmq.Context[zmq.Socket[bytes]], kind: int, key: ClusterKey) -> zmq.Socket[bytes]:

@@ -1,7 +1,7 @@
 """Encrypted streams between two processes of different nodes: what ZeroMQ's sockets are too slow for.
 
 Covers records on a TCP connection, the preface that names whom it is for, dialling, and taking in connections that the door of a node hands over
-(`zray.node_port`). Does not cover what a frame means, or who is given the secret of a stream (`zray.broker.lanes`, `zray.broker.streams`).
+(`zray.node_port`). Does not cover what a frame means, or who is given the secret of a stream (`zray.broker.lanes`, `zray.broker.giver`).
 
 A stream is one TCP connection with one secret of 32 random bytes, which was drawn for it alone and told to both ends over connections between brokers,
 which are CURVE: whoever knows it belongs to the cluster. It begins with a preface in clear, which says where it leads and which secret it uses (its
@@ -47,7 +47,7 @@ PREFACE_HEARD: Final = 10
 """Bytes of the preface that the door has read before it hands the connection over."""
 _TICKET: Final = struct.Struct("<Q")
 TAG_BYTES: Final = 16
-_LENGTH_BYTES: Final = 4
+LENGTH_BYTES: Final = 4
 _MOST_BYTES: Final = 2 << 20
 """Of the longest record: calls or results of a lane that leave together fit, 1 MiB and what is said about each (`zray.lanes`, `zray.lane_ends`)."""
 _READ_BYTES: Final = 64 << 10
@@ -55,12 +55,21 @@ _FIRST_RECORD_S: Final = 4.0
 """Seconds within which one who was let in must have shown that he knows the secret. Else he makes room as soon as somebody else comes."""
 _MOST_WAITING: Final = 64
 """Connections that have not; the oldest makes room."""
-_CALLER: Final = b"zray caller"
-_CALLED: Final = b"zray called"
 
 
-def _cipher(secret: bytes, direction: bytes) -> AESGCM:
-    return AESGCM(hmac.digest(secret, direction, "sha256"))
+def cipher_for_caller(secret: bytes) -> AESGCM:
+    """The cipher of what the end says that has dialled."""
+    return AESGCM(hmac.digest(secret, b"zray caller", "sha256"))
+
+
+def cipher_for_called(secret: bytes) -> AESGCM:
+    """The cipher of what the other end says."""
+    return AESGCM(hmac.digest(secret, b"zray called", "sha256"))
+
+
+def preface(door: int, ticket: int) -> bytes:
+    """Return what a connection begins with that asks for the process with that number, and shows it a ticket."""
+    return _PREFACE.pack(MAGIC, door, ticket)
 
 
 class SealedStream:
@@ -72,8 +81,9 @@ class SealedStream:
         """calling: this end has dialled."""
         connection.setblocking(False)
         self._connection = connection
-        self._encrypt = _cipher(secret, _CALLER if calling else _CALLED).encrypt
-        self._decrypt = _cipher(secret, _CALLED if calling else _CALLER).decrypt
+        caller, called = cipher_for_caller(secret), cipher_for_called(secret)
+        self._encrypt = (caller if calling else called).encrypt
+        self._decrypt = (called if calling else caller).decrypt
         self._sent = 0
         self._received = 0
         self._unsent = bytearray()
@@ -104,7 +114,7 @@ class SealedStream:
     def _record(self, frame: bytes) -> bytes:
         sealed = self._encrypt(self._sent.to_bytes(12, "little"), frame, None)
         self._sent += 1
-        return len(sealed).to_bytes(_LENGTH_BYTES, "little") + sealed
+        return len(sealed).to_bytes(LENGTH_BYTES, "little") + sealed
 
     def _write(self, record: bytes) -> None:
         if self.ended:
@@ -155,16 +165,16 @@ class SealedStream:
     def _open(self, data: bytes, frames: list[bytes]) -> None:
         """Open the records that are whole."""
         at = 0
-        while len(data) - at >= _LENGTH_BYTES:
-            length = int.from_bytes(data[at : at + _LENGTH_BYTES], "little")
+        while len(data) - at >= LENGTH_BYTES:
+            length = int.from_bytes(data[at : at + LENGTH_BYTES], "little")
             if not TAG_BYTES <= length <= _MOST_BYTES:
                 self.ended = self.damaged = True
                 return
-            end = at + _LENGTH_BYTES + length
+            end = at + LENGTH_BYTES + length
             if end > len(data):
                 break
             try:
-                frame = self._decrypt(self._received.to_bytes(12, "little"), data[at + _LENGTH_BYTES : end], None)
+                frame = self._decrypt(self._received.to_bytes(12, "little"), data[at + LENGTH_BYTES : end], None)
             except InvalidTag:
                 self.ended = self.damaged = True
                 return
@@ -195,9 +205,9 @@ class DialledStream(SealedStream):
         Raises:
             OSError: this process has no descriptors left, or there is no such host.
         """
-        super().__init__(_connecting(address), secret, calling=True)
+        super().__init__(connecting(address), secret, calling=True)
         self._address = address
-        self._early = bytearray(_PREFACE.pack(MAGIC, door, ticket))
+        self._early = bytearray(preface(door, ticket))
         """All that was said before the first answer."""
         self._next_at = 0.0
         self._pause = 0.01
@@ -219,7 +229,7 @@ class DialledStream(SealedStream):
         self._next_at = now + self._pause
         self._pause = min(2 * self._pause, 0.5)
         try:
-            made = _connecting(self._address)
+            made = connecting(self._address)
         except OSError:
             return False
         made.setblocking(False)
@@ -232,7 +242,7 @@ class DialledStream(SealedStream):
         return True
 
 
-def _connecting(address: str) -> socket.socket:
+def connecting(address: str) -> socket.socket:
     """Begin a connection to host:port."""
     host, _, port = address.rpartition(":")
     family, kind, protocol, _, where = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
@@ -266,6 +276,8 @@ class Doorway:
         self._waiting: dict[int, tuple[socket.socket, float, bytearray]] = {}
         """By descriptor: connections whose ticket has not come, until when it must, and what has come of it. (It cannot stay in the kernel: the descriptor
         would be readable all the time.)"""
+        self._unproven: dict[int, float] = {}
+        """By descriptor: connections that were admitted and have shown nothing genuine, and until when they must."""
         self.refused = 0
         """Connections that showed no ticket, one that was used or never given, or not its secret."""
         self.on_refuse: Callable[[int], object] | None = None
@@ -307,9 +319,9 @@ class Doorway:
         """Whether a connection with that descriptor has not shown its ticket."""
         return descriptor in self._waiting
 
-    def admit(self, descriptor: int) -> tuple[int, SealedStream] | None:
-        """Read the ticket of a connection: return it and the stream, whose first record is still to be judged. None: it was refused, or more is to
-        come (then `is_waiting`)."""
+    def admit(self, descriptor: int) -> tuple[int, socket.socket, bytes] | None:
+        """Read the ticket of a connection: return it, the connection, whose first record is still to be judged (`is_first`), and the secret for that;
+        `over` must follow. None: it was refused, or more is to come (then `is_waiting`)."""
         connection, _, shown = self._waiting[descriptor]
         try:
             data = connection.recv(_TICKET.size - len(shown))
@@ -326,15 +338,28 @@ class Doorway:
             self._refuse(descriptor)
             return None
         del self._waiting[descriptor]
-        return ticket, SealedStream(connection, secret, calling=False)
+        self._unproven[descriptor] = time.monotonic() + _FIRST_RECORD_S
+        return ticket, connection, secret
+
+    def is_first(self, descriptor: int, ticket: int) -> bool:
+        """A connection has shown that it knows the secret: whether it is the first that has. Others play it again."""
+        self._unproven.pop(descriptor, None)
+        return self.use(ticket)
+
+    def over(self, descriptor: int, genuine: bool) -> None:
+        """A connection that was admitted is about to be closed; `genuine`: it knew the secret, and all that came was as it was sent."""
+        self._unproven.pop(descriptor, None)
+        if not genuine:
+            self.refused += 1
 
     def late(self) -> list[int]:
-        """Refuse those who have said nothing for too long; their descriptors, which are closed."""
+        """Refuse those who have shown no ticket for too long. Return those who have, and nothing genuine for too long, or the oldest of too many: to
+        be closed."""
         now = time.monotonic()
-        found = [descriptor for descriptor, (_, limit, _) in self._waiting.items() if limit < now]
-        for descriptor in found:
+        for descriptor in [descriptor for descriptor, (_, limit, _) in self._waiting.items() if limit < now]:
             self._refuse(descriptor)
-        return found
+        too_many = len(self._unproven) - _MOST_WAITING
+        return [at for index, (at, limit) in enumerate(self._unproven.items()) if limit < now or index < too_many]
 
     def _refuse(self, descriptor: int) -> None:
         connection, _, _ = self._waiting.pop(descriptor)
@@ -368,8 +393,6 @@ class Visitors:
         self._besides = besides
         self._streams: dict[int, tuple[int, SealedStream]] = {}
         """By descriptor: the ticket, too."""
-        self._unproven: dict[int, float] = {}
-        """By descriptor: streams of which nothing genuine has come, and until when it must."""
         self._frames: list[tuple[bytes, SealedStream]] = []
         """What has come, the newest first."""
         self.on_refused: Callable[[int], None] | None = None
@@ -416,8 +439,8 @@ class Visitors:
             if descriptor == self._doorway.fileno():
                 for connection in self._doorway.arrivals():
                     self._epoll.register(connection.fileno(), select.EPOLLIN)
-                self._doorway.late()
-                self._late()
+                for late in self._doorway.late():
+                    self._close(late, genuine=False)
             elif descriptor in self._streams:
                 self._take_in(descriptor, events, frames)
             elif self._doorway.is_waiting(descriptor):
@@ -431,19 +454,9 @@ class Visitors:
     def _admit(self, descriptor: int, frames: list[tuple[bytes, SealedStream]]) -> None:
         found = self._doorway.admit(descriptor)
         if found is not None:
-            self._streams[descriptor] = found
-            self._unproven[descriptor] = time.monotonic() + _FIRST_RECORD_S
+            ticket, connection, secret = found
+            self._streams[descriptor] = ticket, SealedStream(connection, secret, calling=False)
             self._take_in(descriptor, select.EPOLLIN, frames)
-
-    def _late(self) -> None:
-        """Refuse those who have shown a ticket, which is no secret, and nothing genuine for too long; or, when there are too many, the oldest."""
-        now = time.monotonic()
-        self._unproven = {at: limit for at, limit in self._unproven.items() if not self._streams[at][1].received}
-        too_many = len(self._unproven) - _MOST_WAITING
-        for index, (descriptor, limit) in enumerate(list(self._unproven.items())):
-            if limit < now or index < too_many:
-                self._doorway.refused += 1
-                self._close(descriptor)
 
     def _take_in(self, descriptor: int, events: int, frames: list[tuple[bytes, SealedStream]]) -> None:
         ticket, stream = self._streams[descriptor]
@@ -453,18 +466,16 @@ class Visitors:
                 self._epoll.modify(descriptor, select.EPOLLIN)
         unknown = stream.received == 0
         found = [(frame, stream) for frame in stream.receive()]
-        if unknown and found and not self._doorway.use(ticket):  # the same was played twice at once
-            stream.damaged = stream.ended = True
-            found.clear()
+        if unknown and found and not self._doorway.is_first(descriptor, ticket):
+            self._close(descriptor, genuine=False)
+            return
         frames += found
         if stream.ended:
-            if stream.damaged or not stream.received:
-                self._doorway.refused += 1
-            self._close(descriptor)
+            self._close(descriptor, genuine=bool(stream.received) and not stream.damaged)
 
-    def _close(self, descriptor: int) -> None:
+    def _close(self, descriptor: int, *, genuine: bool = True) -> None:
         _, stream = self._streams.pop(descriptor)
-        self._unproven.pop(descriptor, None)
+        self._doorway.over(descriptor, genuine)
         self._unwatch(descriptor)
         stream.close()
 

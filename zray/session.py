@@ -71,14 +71,13 @@ class TaskContext:
         self.resources = resources
         self.strategy = strategy
         """By which it came to this node (`zray.placing`)."""
-        self.origin = task if attempt == 0 else _store.derive_id(task, ids.RERUN | attempt)
-        """What the ids of its tasks, actors and puts are derived from. Each run has its own: results of an earlier run may still
-        be held by others, and a program that draws random numbers or looks at the clock does something else each time."""
+        self.origin = ids.origin_of(task, attempt)
+        """What the ids of its tasks, actors and puts are derived from. Each run has its own."""
         self.children = itertools.count(1)
         self.puts = itertools.count(1)
 
-    def in_forked_child(self) -> TaskContext:
-        """The same task, as a process that it forked goes on with it: with ids of its own."""
+    def apart(self) -> TaskContext:
+        """The same task with ids of its own: for a process that it forked, and for a run that repeats another one under its number."""
         context = TaskContext(self.task, self.name, self.attempt, self.actor, self.resources, self.strategy)
         context.origin = ids.random_id()
         return context

@@ -8,15 +8,19 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import zray
-from tests.helpers import PROJECT, alive, query, stop, wait_for
+from tests.counter import Counter
+from tests.helpers import PROJECT, alive, query, stop, wait_for, wait_for_replicas
 from tests.tcp_relay import Relay
 from zray import exceptions
 from zray.cluster_utils import Cluster, ClusterNode
+from zray.node import running_nodes
+from zray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -43,19 +47,14 @@ def start() -> Iterator[Callable[..., Cluster]]:
         cluster.shutdown()
 
 
-def wait_for_replicas(but: ClusterNode | None = None) -> list[str]:
-    """Wait until three nodes keep the tables, and decide; return them, the head first."""
+def came_back(pid: int, before: str) -> str:
+    """Wait until the process of a node (with the id `before`) that was replaced is a node again, which can be found; return the id that it has now."""
 
-    def whole() -> bool:
-        place = query("cluster")
-        return (
-            len(place["replicas"]) == 3
-            and sorted(place["council"]) == sorted(place["replicas"])
-            and (but is None or but.node_id not in place["replicas"])
-        )
+    def again() -> str:
+        found = [running.record for running in running_nodes() if running.record.broker_pid == pid]
+        return found[0].node if found and found[0].node != before else ""
 
-    wait_for(whole, what="the tables are on three nodes")
-    return list(query("cluster")["replicas"])
+    return wait_for(again, what="it is back, as another node")
 
 
 def node_of(cluster: Cluster, name: str) -> ClusterNode:
@@ -71,21 +70,6 @@ def double(x: int) -> int:
 def double_later(x: int) -> int:
     time.sleep(0.02)
     return 2 * x
-
-
-@zray.remote
-class Counter:
-    """Counts."""
-
-    def __init__(self, start: int = 0) -> None:
-        self.value = start
-
-    def add(self, amount: int) -> int:
-        self.value += amount
-        return self.value
-
-    def place(self) -> str:
-        return str(zray.get_runtime_context().get_node_id())
 
 
 class Writer:
@@ -220,10 +204,19 @@ try:
     print("acknowledged", flush=True)
 except zray.exceptions.ZrayError as error:
     print("refused:", error, flush=True)
+try:
+    zray.kv.get("said")
+    print("answered", flush=True)
+except zray.exceptions.ZrayError as error:
+    print("again:", type(error).__name__, flush=True)
+zray.shutdown()
+sys.stdin.readline()
+zray.init(address=sys.argv[1], namespace="n", log_to_driver=False)
+print(zray.get_runtime_context().get_node_id(), zray.kv.get("said"), flush=True)
 """
 
 
-def test_a_head_that_sleeps_longer_than_its_lease_is_no_head_any_more(start: Callable[..., Cluster]) -> None:
+def test_a_head_that_sleeps_longer_than_its_lease_comes_back_as_an_ordinary_node(start: Callable[..., Cluster]) -> None:
     cluster = start(node_timeout=4.0)
     old = cluster.head_node
     assert old is not None
@@ -244,12 +237,17 @@ def test_a_head_that_sleeps_longer_than_its_lease_is_no_head_any_more(start: Cal
         program.stdin.write("\n")
         program.stdin.flush()
         zray.kv.put("colour", b"green")  # waits until there is another head
-        wait_for_replicas(but=old)
+        wait_for_replicas(but=old.node_id)
         place = query("cluster")
         assert place["head"] != old.node_id
         os.kill(old.pid, signal.SIGCONT)
-        assert "another node has become the head" in program.stdout.readline()
-        wait_for(lambda: not alive(old.pid), what="the old head has ended")
+        refusal = program.stdout.readline()
+        assert "another node has become the head" in refusal
+        assert "begins again as an ordinary node" in refusal
+        assert program.stdout.readline() == "again: ZraySystemError\n"
+        back = came_back(old.pid, old.node_id)
+        program.stdin.close()
+        assert program.stdout.readline() == f"{back} b'before'\n", "the same program, at the same address"
     finally:
         program.stdin.close()
         program.wait(20)
@@ -258,7 +256,45 @@ def test_a_head_that_sleeps_longer_than_its_lease_is_no_head_any_more(start: Cal
     assert zray.kv.get("colour") == b"green"
     assert query("cluster")["head"] == place["head"]
     assert zray.get(mine.add.remote(1)) == 2
-    assert [row["state"] for row in zray.nodes()].count("ALIVE") == 3
+    there = double.options(scheduling_strategy=NodeAffinitySchedulingStrategy(back, soft=False))  # type: ignore[attr-defined]
+    assert zray.get(there.remote(4), timeout=30) == 8
+    assert "node:__internal_head__" not in zray.cluster_resources()
+
+
+def test_heads_sleep_one_after_the_other_and_all_come_back(start: Callable[..., Cluster]) -> None:
+    cluster = start(nodes=3, node_timeout=2.0)
+    driver = cluster.worker_nodes[-1]
+    first = cluster.head_node
+    assert first is not None
+    zray.kv.put("colour", b"green")
+    for life in range(3):
+        head = next(row for row in zray.nodes() if row["NodeID"] == query("cluster")["head"])
+        if head["NodeID"] == driver.node_id:
+            break
+        stop(head["broker_pid"])
+        zray.kv.put(f"n{life}", b"kept")
+        os.kill(head["broker_pid"], signal.SIGCONT)
+        came_back(head["broker_pid"], head["NodeID"])
+        wait_for_replicas(but=head["NodeID"])
+    assert life
+    assert zray.kv.get("colour") == b"green"
+    assert [zray.kv.get(f"n{number}") for number in range(life)] == [b"kept"] * life
+    assert sorted(os.listdir(first._node.directory)) == ["alive", "broker.log", "cluster.key"]
+    log = Path(first._node.directory, "broker.log").read_text()
+    assert "the node ends: another node has become the head" in log
+    assert "begins again as node" in log
+    found = subprocess.run(
+        [sys.executable, "-m", "zray.cli", "status", "--address", first.address],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert found.returncode == 0, found.stderr
+    processes = [node.pid for node in cluster.list_all_nodes()]
+    cluster.shutdown()
+    assert not any(alive(pid) for pid in processes)
+    assert not {node.record.broker_pid for node in running_nodes()} & set(processes)
+    assert not os.path.exists(first._node.directory)
 
 
 def test_without_a_majority_nodes_wait_and_then_end(start: Callable[..., Cluster]) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import zray
+from tests.counter import Counter
 from tests.helpers import alive, children, query, stop, wait_for
 from zray import wire
 from zray.cluster_utils import Cluster, ClusterNode
@@ -82,24 +83,6 @@ def test_a_node_whose_head_never_returns_ends_in_time(start: Callable[..., Clust
 
 
 # -- heads with storage ------------------------------------------------------------------------------------------------------
-
-
-@zray.remote
-class Counter:
-    """Counts, and tells where."""
-
-    def __init__(self, start: int = 0) -> None:
-        self.value = start
-
-    def add(self, amount: int) -> int:
-        self.value += amount
-        return self.value
-
-    def place(self) -> str:
-        return str(zray.get_runtime_context().get_node_id())
-
-    def pid(self) -> int:
-        return os.getpid()
 
 
 def kill_all_of(node: ClusterNode) -> None:

@@ -540,6 +540,204 @@ def test_a_lost_head_makes_a_new_cluster(own_lab: Callable[..., Lab]) -> None:
     lab.assert_nothing_left()
 
 
+# -- clusters that outlive their head ----------------------------------------------------------------------------------------------
+
+REMEMBER = "import sys, zray; zray.init(); zray.kv.put(b'word', sys.argv[1].encode())"
+RECALL = "import zray; zray.init(); print(zray.kv.get(b'word').decode(), sum(node['Alive'] for node in zray.nodes()))"
+
+
+@needs_hosts
+def test_a_cluster_with_replicas_goes_on_under_another_head(own_lab: Callable[..., Lab]) -> None:
+    lab = own_lab("copied", *GOOD, replicas=3)
+    assert lab.rows("check")["alpha"]["note"] == "head, 3 replicas"
+    assert lab.rows("up")["alpha"]["note"] == "head"
+    wait_for(lambda: "tables on 3 of 3 nodes" in lab.run("status").out, what="three nodes have the tables")
+    lab.run("exec", sys.executable, "-c", REMEMBER, "kept")
+    before = lab.brokers()
+    os.kill(before["alpha"], signal.SIGKILL)
+    wait_for(lambda: not alive(before["alpha"]))
+    found = json.loads(lab.run("status", "--json", status=1).out)
+    heads = [row["host"] for row in found["hosts"] if row["note"] == "head"]
+    assert heads in (["beta"], ["gamma"])
+    assert {row["host"]: row["ok"] for row in found["hosts"]} == {"alpha": False, "beta": True, "gamma": True}
+    rows = lab.rows("up")
+    assert {host: row["joined"] for host, row in rows.items()} == {
+        "alpha": "joined",
+        "beta": "was joined",
+        "gamma": "was joined",
+    }
+    assert [host for host, row in rows.items() if row["note"] == "head"] == heads
+    after = lab.brokers()
+    assert (after["beta"], after["gamma"]) == (before["beta"], before["gamma"])
+    assert lab.run("exec", sys.executable, "-c", RECALL).out == "kept 3\n"
+    # The file's head runs as a worker now, and that is as it should be.
+    assert {row["joined"] for row in lab.rows("up").values()} == {"was joined"}
+    assert lab.brokers() == after
+    lab.run("down")
+    lab.assert_nothing_left()
+
+
+@needs_hosts
+def test_a_head_with_storage_comes_back_to_its_nodes(own_lab: Callable[..., Lab], tmp_path: Path) -> None:
+    lab = own_lab("stored", "alpha", "beta", storage=f"sqlite:{tmp_path}/gcs.db", head_grace=120)
+    assert lab.rows("check")["alpha"]["note"] == "head, storage sqlite"
+    lab.run("up")
+    assert "storage: sqlite" in lab.run("status").out
+    lab.run("exec", sys.executable, "-c", REMEMBER, "kept")
+    before = lab.brokers()
+    os.kill(before["alpha"], signal.SIGKILL)
+    wait_for(lambda: not alive(before["alpha"]))
+    rows = lab.rows("up")
+    assert {host: row["joined"] for host, row in rows.items()} == {"alpha": "joined", "beta": "was joined"}
+    assert lab.brokers()["beta"] == before["beta"]
+    assert lab.run("exec", sys.executable, "-c", RECALL).out == "kept 2\n"
+    # What the storage has outlives the whole cluster, too.
+    lab.run("down")
+    lab.assert_nothing_left()
+    lab.run("up")
+    assert lab.run("exec", sys.executable, "-c", RECALL).out == "kept 2\n"
+    lab.run("down")
+    lab.assert_nothing_left()
+
+
+# -- other networks ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def far_network() -> Iterator[SshNetwork]:
+    """Two hosts that are reached only through a third one."""
+    made = SshNetwork()
+    try:
+        gate = made.add("gate")
+        made.stand_apart(gate)
+        gate.start()
+        for name in GOOD[:2]:
+            made.add(name).start()
+        yield made
+    finally:
+        made.close()
+
+
+@needs_hosts
+def test_hosts_behind_a_jump_host(far_network: SshNetwork, tmp_path: Path) -> None:
+    lab = make_lab(far_network, "behind", *GOOD[:2])
+    try:
+        rows = lab.rows("check")
+        # Nodes meet where the jump host reaches them.
+        assert {host: row["names"] for host, row in rows.items()} == {
+            name: far_network.hosts[name].address for name in GOOD[:2]
+        }
+        lab.run("up")
+        script = tmp_path / "places.py"
+        script.write_text(PLACES)
+        assert "alive 2" in lab.run("submit", str(script), *GOOD[:2]).out
+        assert lab.run("exec", "--on", "all", "echo $SSH_CONNECTION").out.count(f"{far_network.addresses[0]}11 ") == 2
+        if shutil.which("rsync") is not None:
+            lab.run("rsync-up", str(script), f"{far_network.place}/sent.py")
+            assert (far_network.place / "sent.py").read_text() == PLACES
+        assert on_terminal(lab, ["attach"], b"exit 5\n")[0] == 5
+        lab.run("down")
+        lab.assert_nothing_left()
+        # When the jump host is away it is the way to each host that fails, and that is said.
+        far_network.hosts["gate"].stop()
+        rows = lab.rows("check", status=1)
+        assert all(
+            f"{far_network.hosts['gate'].outer_address} port 2222: Connection refused" in row["error"]
+            for row in rows.values()
+        )
+    finally:
+        lab.destroy()
+
+
+@pytest.fixture
+def ipv6_network() -> Iterator[SshNetwork]:
+    """Three hosts without IPv4 addresses."""
+    made = SshNetwork(ipv6=True)
+    try:
+        for name in GOOD:
+            made.add(name).start()
+        yield made
+    finally:
+        made.close()
+
+
+EVERY_WAY = """
+import os, sys, zray
+zray.init()
+@zray.remote
+def large():
+    return bytes(30_000_000)
+@zray.remote
+class Counter:
+    def __init__(self):
+        self.total = 0
+    def add(self):
+        self.total += 1
+        return self.total
+host = {"resources": {sys.argv[1]: 0.1}}
+print(len(zray.get(large.options(**host).remote())))
+counter = Counter.options(num_cpus=0, **host).remote()
+print(max(zray.get(counter.add.remote()) for _ in range(200)))
+print(sorted(node["NodeManagerAddress"] for node in zray.nodes() if node["Alive"]))
+"""
+
+
+def run_zray(network: SshNetwork, host: str, *arguments: str) -> str:
+    """Run `zray` on a host, beside what the launcher has there."""
+    environment = {**os.environ, "ZRAY_RUNTIME_DIR": str(network.place / "by-hand"), "PYTHONPATH": str(PROJECT)}
+    command = network.command(sys.executable, "-m", "zray.cli", *arguments, namespace=network.hosts[host].namespace)
+    return subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=True, timeout=60 * SLACK
+    ).stdout
+
+
+@needs_hosts
+@pytest.mark.skipif(not Path("/proc/net/if_inet6").exists(), reason="this machine has no IPv6")
+def test_hosts_with_nothing_but_ipv6_addresses(ipv6_network: SshNetwork, tmp_path: Path) -> None:
+    lab = make_lab(ipv6_network, "six", *GOOD, replicas=3)
+    head = f"[{ipv6_network.hosts['alpha'].address}]:6480"
+    try:
+        rows = lab.rows("check")
+        assert {row["names"] for row in rows.values()} == {host.address for host in ipv6_network.hosts.values()}
+        done = lab.run("up")
+        assert f"the head is {head}" in done.err
+        assert {row["address"] for row in json.loads(lab.run("status", "--json").out)["hosts"]} >= {head}
+        assert lab.run("exec", "echo $ZRAY_ADDRESS").out == f"{head}\n"
+        script = tmp_path / "places.py"
+        script.write_text(PLACES)
+        assert "alive 3" in lab.run("submit", str(script), *GOOD).out
+        if shutil.which("rsync") is not None:
+            lab.run("rsync-up", "--on", "beta", str(script), f"{ipv6_network.place}/sent.py")
+            assert (ipv6_network.place / "sent.py").read_text() == PLACES
+        script.write_text(EVERY_WAY)
+        told = lab.run("submit", str(script), "gamma").out
+        assert told.split("\n")[:3] == [
+            "30000000",
+            "200",
+            str(sorted(host.address for host in ipv6_network.hosts.values())),
+        ]
+        key = str(lab.directory("alpha") / "cluster.key")
+        run_zray(ipv6_network, "gamma", "start", "--address", head, "--key", key, "--num-cpus", "1")
+        try:
+            told = run_zray(ipv6_network, "gamma", "status", "--address", head)
+            assert told.count("ALIVE") == 4
+            assert f"[{ipv6_network.hosts['gamma'].address}]:" in told
+            assert [node["Alive"] for node in json.loads(lab.run("status", "--json").out)["strangers"]] == [True]
+        finally:
+            run_zray(ipv6_network, "gamma", "stop")
+        # A port that refuses is proof of an end also behind an address with colons: nobody waits for a timeout.
+        before = lab.brokers()
+        wait_for(lambda: "tables on 3 of 3 nodes" in lab.run("status").out, what="three nodes have the tables")
+        os.kill(before["alpha"], signal.SIGKILL)
+        wait_for(lambda: not alive(before["alpha"]))
+        assert {row["joined"] for row in lab.rows("up").values()} == {"joined", "was joined"}
+        assert lab.brokers()["beta"] == before["beta"]
+        lab.run("down")
+        lab.assert_nothing_left()
+    finally:
+        lab.destroy()
+
+
 # -- interrupts ------------------------------------------------------------------------------------------------------------------
 
 

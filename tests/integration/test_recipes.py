@@ -150,7 +150,12 @@ def test_the_containers_commands_make_a_cluster(network: SshNetwork, tmp_path: P
                 network.command(
                     *container["command"], text.replace("zray-head", head), namespace=f"{network.prefix}-{name}"
                 ),
-                env={**environment, "POD_IP": network.hosts[name].address, RUNTIME: str(place / "run")},
+                env={
+                    **environment,
+                    "POD_IP": network.hosts[name].address,
+                    RUNTIME: str(place / "run"),
+                    "STORAGE": f"sqlite:{place}/gcs.db",
+                },
                 cwd=tmp_path,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,

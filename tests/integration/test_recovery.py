@@ -13,6 +13,7 @@ import zray
 from tests.helpers import Gate, Tally, alive, query, wait_for
 from zray import exceptions
 from zray.cluster_utils import Cluster, ClusterNode
+from zray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -389,3 +390,62 @@ def test_one_of_several_results_is_made_again(cluster: Cluster, tally: Tally) ->
     assert (zray.get(large, timeout=30) == expected(2)).all()
     assert len(tally) == 2
     del small, large
+
+
+@pytest.mark.parametrize("ended", [True, False], ids=["its child has ended", "its child runs"])
+def test_a_parent_that_branches_differently_each_time(
+    cluster: Cluster, gate: Callable[[str], Gate], tally: Tally, ended: bool
+) -> None:
+    """Runs of a task that differ make children that differ, also when two of them have the same number: the second run on a node that dies
+    and the second one for who submitted it. What survivors hold of an earlier run stays what it was."""
+    opened = gate("opened")
+    if ended:
+        opened.open()
+
+    @zray.remote(num_cpus=0, resources=on("b"))
+    def child(run: int) -> str:
+        tally.add(f"child {run}")
+        if run == 2:
+            opened.wait()
+        return f"made by run {run}"
+
+    @zray.remote(num_cpus=0, resources=on("b"))
+    def other(run: int) -> list[int]:
+        return [run]
+
+    @zray.remote(num_cpus=0, resources=on("b"))
+    class Keeper:
+        def __init__(self) -> None:
+            self.refs: list[Any] = []
+
+        def keep(self, refs: list[Any], wait: bool) -> None:
+            self.refs += refs
+            if wait:
+                zray.get(self.refs)
+
+        def read(self) -> Any:
+            return zray.get(self.refs)
+
+    @zray.remote(num_cpus=0, max_retries=5)
+    def parent(keeper: Any) -> Any:
+        run = sum(line == "parent" for line in tally.lines) + 1
+        tally.add("parent")
+        if run == 1:
+            os._exit(1)
+        made = (child if run == 2 else other).remote(run)
+        if run > 2:
+            return zray.get(made)
+        zray.get(keeper.keep.remote([made], ended))
+        tally.add("kept")
+        return zray.get(zray.remote(time.sleep).options(num_cpus=0).remote(1000))
+
+    keeper = Keeper.remote()
+    first = node_with(cluster, "a")
+    near = NodeAffinitySchedulingStrategy(first.node_id, soft=True)
+    answer = parent.options(scheduling_strategy=near).remote(keeper)
+    wait_for(lambda: {"kept", "child 2"} <= set(tally.lines), 30, "the second run has made its child")
+    kill(cluster, first)
+    assert zray.get(answer, timeout=60) == [3]
+    opened.open()
+    assert zray.get(keeper.read.remote(), timeout=30) == ["made by run 2"]
+    del keeper, answer

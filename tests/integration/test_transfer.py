@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import random
+import select
+import socket
 import tempfile
+import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-import zmq
 
 import zray
 from tests.helpers import Gate, query, wait_for
 from zray import _store
 from zray.broker import peer_messages as pm
-from zray.broker.bulk import Bulk, Got, NotGot
+from zray.broker.bulk import Bulk, Got, NotGot, WantsStream
+from zray.broker.giver import Giver
 from zray.broker.pull import piece_size
 from zray.broker.transfer import Transfer
 from zray.cluster_utils import Cluster
+from zray.node_port import VALUES, NodePort, socket_behind_door
 from zray.object_store import ObjectRef, ObjectStore
-from zray.peer_transport import Arrived, ClusterKey, Disconnected, PeerSockets
-from zray.transport import Context, Poller, ipc_endpoint
+from zray.sealed_stream import cipher_for_caller, preface
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from zray.object_store import Place
 
@@ -37,68 +41,108 @@ VALUE = random.Random(1).randbytes(12 * MIB + 12345)
 KIND = 0
 
 
-def _let_pyzmq_start_its_thread() -> None:
-    """What is sent without a copy is let go of in a thread that pyzmq starts with the first such message and keeps."""
-    with zmq.Context() as context, context.socket(zmq.PAIR) as near, context.socket(zmq.PAIR) as far:
-        near.bind("inproc://first")
-        far.connect("inproc://first")
-        near.send(bytes(MIB), copy=False)
-        far.recv()
-
-
-_let_pyzmq_start_its_thread()
-
-
 class Source:
-    """A node that has VALUE as version 7 of X and sends it; what is done to a piece on its way out is up to the test."""
+    """A node that has VALUE as version 7 of X and gives it; what is done to the bytes on their way out is up to the test."""
 
-    def __init__(self, own: bytes, key: ClusterKey, directory: str, number: int) -> None:
+    def __init__(self, own: bytes, directory: Path) -> None:
         self.own = own
-        self.key = key
-        self._inbox = ipc_endpoint(directory, f"s{number}")
-        self.port = 0
+        self._directory = str(directory)
+        directory.mkdir()
+        self.number = 0
         self.took: list[pm.Took] = []
         self.asks: list[pm.Ask] = []
         self.sent = 0
         self.most = 1 << 30
         """Pieces that it sends before it falls silent."""
-        self.damage: Callable[[int, bytearray], None] = lambda index, data: None
+        self.relay: Relay | None = None
         self.open()
 
     def open(self) -> None:
-        self.context = Context()
-        self.poller = Poller(self.context.inbox(self._inbox))
-        self.sockets = PeerSockets(self.context, self.own, self.key, self.poller)
-        self.port = self.sockets.listen("127.0.0.1", self.port)
+        self.node_port = NodePort("127.0.0.1", self.number, self._directory)
+        self.number = self.node_port.port
+        self.giver = Giver(os.path.join(self._directory, socket_behind_door(VALUES)))
+
+    @property
+    def port(self) -> int:
+        return self.number if self.relay is None else self.relay.port
 
     def look(self) -> None:
-        self.poller.wait(1)
-        for event in self.sockets.receive():
-            if isinstance(event, Arrived):
-                message = pm.decode(pm.open_envelope(event.frame)[2])
-                if isinstance(message, pm.Ask):
-                    self.asks.append(message)
-                    for index in message.pieces:
-                        self.send(event.node, message, index)
-                elif isinstance(message, pm.Took):
-                    self.took.append(message)
-            else:
-                assert isinstance(event, Disconnected)
+        for node, frame in self.giver.came():
+            message = pm.decode(frame)
+            if isinstance(message, pm.Ask):
+                self.asks.append(message)
+                for index in message.pieces:
+                    self.send(node, message, index)
+            elif isinstance(message, pm.Took):
+                self.took.append(message)
 
     def send(self, node: bytes, ask: pm.Ask, index: int) -> None:
         if ask.version != 7:
-            self.sockets.send_bulk(node, pm.encode(pm.NotHere(ask.id, ask.version, "another version")))
+            self.giver.send(node, pm.encode(pm.NotHere(ask.id, ask.version, "another version")))
         elif self.sent < self.most:
             self.sent += 1
-            data = bytearray(VALUE[index * ask.piece_bytes : (index + 1) * ask.piece_bytes])
-            crc = _store.crc32c(data)
-            self.damage(index, data)  # between the store and the wire
-            self.sockets.send_bulk(node, pm.encode(pm.Piece(ask.id, ask.version, index, crc)), bytes(data))
+            data = VALUE[index * ask.piece_bytes : (index + 1) * ask.piece_bytes]
+            self.giver.send(node, pm.encode(pm.Piece(ask.id, ask.version, index)), memoryview(data))
 
     def close(self) -> None:
-        self.sockets.close()
-        self.poller.close()
-        self.context.close()
+        self.giver.close()
+        self.node_port.close()
+
+
+class Relay:
+    """Carries bytes to a port and back, one connection at a time, and flips a bit in each of the first connections."""
+
+    def __init__(self, port: int, flips: list[int]) -> None:
+        """flips: how many bytes from there each of the first connections lets through before it flips a bit."""
+        self._to = port
+        self._flips = flips
+        self.flipped = 0
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        self._ends: list[socket.socket] = []
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        while True:
+            near, _ = self._listener.accept()
+            if not self._ends and self._to == 0:
+                near.close()
+                return
+            far = socket.create_connection(("127.0.0.1", self._to))
+            left = self._flips.pop(0) if self._flips else None
+            self._ends = [near, far]
+            while self._ends:
+                ready, _, _ = select.select(self._ends, [], [])
+                for end in ready:
+                    other = far if end is near else near
+                    try:
+                        data = bytearray(end.recv(1 << 16))
+                    except OSError:
+                        data = bytearray()
+                    if end is far and left is not None:
+                        if left < len(data):
+                            data[left] ^= 4
+                            self.flipped += 1
+                            left = None
+                        else:
+                            left -= len(data)
+                    try:
+                        other.sendall(data)
+                    except OSError:
+                        data.clear()
+                    if not data:
+                        near.close()
+                        far.close()
+                        self._ends = []
+                        break
+
+    def close(self) -> None:
+        """End, once the connections have."""
+        self._to = 0
+        with socket.create_connection(("127.0.0.1", self.port)):
+            self._thread.join()
+        self._listener.close()
 
 
 class Rig:
@@ -110,9 +154,8 @@ class Rig:
         self.store = _store.Store(self._fd)
         self.store.register(_store.PROC_BROKER)
         self.objects = ObjectStore(self.store, str(directory))
-        self.key = ClusterKey.new()
-        self.sources = {node: Source(node, self.key, short, number) for number, node in enumerate((B, C))}
-        self.bulk = Bulk(HERE, self.key, self.objects, self.address_of)
+        self.sources = {node: Source(node, Path(short) / str(number)) for number, node in enumerate((B, C))}
+        self.bulk = Bulk(HERE, self.objects, self.address_of)
         self.outcomes: list[Any] = []
 
     def address_of(self, node: bytes) -> str | None:
@@ -127,7 +170,11 @@ class Rig:
     def look(self) -> list[Any]:
         for source in self.sources.values():
             source.look()
-        self.outcomes += self.bulk.outcomes()
+        for outcome in self.bulk.outcomes():
+            if isinstance(outcome, WantsStream):
+                self.bulk.stream(outcome.node, *self.sources[outcome.node].giver.expect(HERE))
+            else:
+                self.outcomes.append(outcome)
         return self.outcomes
 
     def until(self, condition: Callable[[], Any]) -> None:
@@ -177,22 +224,16 @@ def test_a_value_comes_into_the_store(rig: Rig) -> None:
     rig.until(lambda: rig.sources[B].took == [pm.Took(X, 7, True)])
 
 
-def test_a_flipped_bit_is_found_and_the_piece_comes_again(rig: Rig) -> None:
-    flipped = []
-
-    def flip(index: int, data: bytearray) -> None:
-        if index in (3, 9) and index not in flipped:
-            flipped.append(index)
-            data[len(data) // 2] ^= 4
-
-    rig.sources[B].damage = flip
+def test_a_flipped_bit_is_found_and_what_was_under_way_comes_again(rig: Rig) -> None:
+    source = rig.sources[B]
+    relay = source.relay = Relay(source.number, [3 * MIB, 2 * MIB + 5, 17])
     ref = rig.expect()
     rig.pull(ref, B)
     assert rig.seal(ref) == VALUE
-    assert flipped == [3, 9]
-    assert rig.bulk.pulls.damaged == 2
-    count = -(-len(VALUE) // piece_size(len(VALUE)))
-    assert rig.sources[B].sent == count + 2
+    assert relay.flipped == 3
+    assert source.sent > -(-len(VALUE) // piece_size(len(VALUE)))
+    rig.bulk.node_gone(B, "the test is over")
+    relay.close()
 
 
 def test_two_sources_share_a_value(rig: Rig) -> None:
@@ -283,15 +324,39 @@ def test_values_that_nobody_reads_make_room(rig: Rig, tmp_path: Path) -> None:
     assert rig.store.describe(ref)[3] & _store.FLAG_FILE == 0
 
 
+def test_strangers_get_no_answer_and_are_counted(rig: Rig) -> None:
+    """Who was told nothing, who knows a ticket but not its secret, and who plays a recording again."""
+    giver = rig.sources[B].giver
+    ticket, secret = giver.expect(HERE)
+    sealed = cipher_for_caller(secret).encrypt(bytes(12), b"\0" + pm.encode(pm.Took(X, 7, True)), None)
+    genuine = preface(VALUES, ticket) + len(sealed).to_bytes(4, "little") + sealed
+
+    def visit(data: bytes) -> socket.socket:
+        visitor = socket.create_connection(("127.0.0.1", rig.sources[B].number))
+        visitor.sendall(data)
+        return visitor
+
+    def refused(data: bytes) -> None:
+        before = giver.refused
+        with visit(data) as visitor, contextlib.suppress(ConnectionResetError):
+            assert visitor.recv(100) == b"", "an answer"
+        rig.until(lambda: giver.refused == before + 1)
+
+    refused(preface(VALUES, ticket + 1) + genuine[18:])
+    refused(genuine[:-1] + bytes([genuine[-1] ^ 1]))
+    with visit(genuine) as member:
+        assert member.recv(100), "the secret was not used up by those who did not know it"
+        rig.until(lambda: rig.sources[B].took == [pm.Took(X, 7, True)])
+        refused(genuine)
+    refused(genuine)
+    assert rig.sources[B].took == [pm.Took(X, 7, True)]
+
+
 # -- the giving side -----------------------------------------------------------------------------------------------------
 
 
 class _Links:
-    """The part of a broker's links that giving needs; keeps what is sent."""
-
-    def __init__(self) -> None:
-        self.sent: list[tuple[bytes, pm.PeerMessage, bytes | None]] = []
-        self.kept: list[Any] = []
+    """The part of a broker's links that giving needs."""
 
     def address_of(self, node: bytes) -> str | None:
         return f"10.0.0.{node[0]}:1"
@@ -302,10 +367,29 @@ class _Links:
     def can_dial(self, node: bytes) -> bool:
         return True
 
-    def send_bulk(self, node: bytes, message: pm.PeerMessage, data: Any = None) -> bool:
-        self.sent.append((node, message, None if data is None else bytes(data)))
-        self.kept.append(data)
+
+class _Giver:
+    """Keeps what is given."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[bytes, pm.PeerMessage, bytes | None]] = []
+        self.kept: list[Any] = []
+
+    def send(self, node: bytes, frame: bytes, data: memoryview | None, token: object) -> bool:
+        self.sent.append((node, pm.decode(frame), None if data is None else bytes(data)))
+        self.kept.append((data, token))
         return True
+
+    def close(self) -> None:
+        self.kept.clear()
+
+
+def _giving(rig: Rig) -> tuple[Transfer, _Giver]:
+    links: Any = _Links()
+    transfer = Transfer(HERE, links, rig.objects, _Nobody(), lambda _: None, "")
+    giver: Any = _Giver()
+    transfer.giver = giver
+    return transfer, giver
 
 
 class _Nobody:
@@ -317,40 +401,38 @@ class _Nobody:
 
 
 def test_what_is_sent_stays_in_place_until_it_has_left(rig: Rig) -> None:
-    links = _Links()
-    transfer = Transfer(HERE, rig.key, links, rig.objects, _Nobody())  # type: ignore[arg-type]
+    transfer, giver = _giving(rig)
     ref = rig.store.put(X, VALUE, [], KIND, len(VALUE), [])
     version = transfer.version_of(X)
     assert transfer.version_of(X) == version
     size = piece_size(len(VALUE))
     transfer.asked(B, pm.Ask(X, version, size, [0, 1, 99, -1], []))
-    [(node, piece, data), (_, second, _)] = links.sent
-    assert (node, piece, data) == (B, pm.Piece(X, version, 0, _store.crc32c(VALUE[:size])), VALUE[:size])
+    [(node, piece, data), (_, second, _)] = giver.sent
+    assert (node, piece, data) == (B, pm.Piece(X, version, 0), VALUE[:size])
     assert isinstance(second, pm.Piece)
     assert second.index == 1
     transfer.forget(X)
     del ref
     gc.collect()
     assert rig.store.statistics()["used"] >= len(VALUE), "a piece of it has not left yet"
-    links.kept.clear()
+    giver.kept.clear()
     gc.collect()
     assert rig.store.statistics()["used"] < MIB
     transfer.asked(B, pm.Ask(X, version, size, [0], []))
-    assert isinstance(links.sent[-1][1], pm.NotHere)
+    assert isinstance(giver.sent[-1][1], pm.NotHere)
     transfer.close()
 
 
 def test_the_second_who_asks_is_sent_to_the_first(rig: Rig) -> None:
-    links = _Links()
-    transfer = Transfer(HERE, rig.key, links, rig.objects, _Nobody())  # type: ignore[arg-type]
+    transfer, giver = _giving(rig)
     ref = rig.store.put(X, VALUE, [], KIND, len(VALUE), [])
     ask = pm.Ask(X, transfer.version_of(X), piece_size(len(VALUE)), [0], [])
     transfer.asked(B, ask)
     transfer.asked(C, ask)
-    assert isinstance(links.sent[0][1], pm.Piece)
-    assert links.sent[1][:2] == (C, pm.Elsewhere(X, ask.version, B, "10.0.0.2:1"))
+    assert isinstance(giver.sent[0][1], pm.Piece)
+    assert giver.sent[1][:2] == (C, pm.Elsewhere(X, ask.version, B, "10.0.0.2:1"))
     transfer.asked(C, pm.Ask(X, ask.version, ask.piece_bytes, [0], [B]))
-    assert isinstance(links.sent[2][1], pm.Piece), "B was no help"
+    assert isinstance(giver.sent[2][1], pm.Piece), "B was no help"
     transfer.close()
     del ref
 

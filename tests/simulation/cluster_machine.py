@@ -289,7 +289,7 @@ class Doors:
             (
                 object_exchange,
                 "Transfer",
-                lambda own, key, links, objects, receiver: building().open_transfer(receiver),
+                lambda own, links, objects, receiver, watch, path: building().open_transfer(receiver),
             ),
             # Small, so that values that stay where they are made are common.
             (object_exchange, "INLINE_BYTES", 400),

@@ -229,10 +229,6 @@ class SimPeerSockets:
         back.send(False, frame)
         return True
 
-    def send_bulk(self, node: bytes, frame: bytes, data: Any = None) -> bool:
-        """Large values travel in another way here (`cluster_transfer`)."""
-        return False
-
     def receive(self, most: int = 256) -> list[Any]:
         """What has come."""
         events = []

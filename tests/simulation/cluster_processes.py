@@ -18,11 +18,11 @@ import msgspec
 
 from tests.simulation.cluster_store import Entry, Ref
 from tests.simulation.world import Get, Link, Message, Program, Runner
-from zray import _store, errors, failures, wire
+from zray import _store, errors, failures, ids, wire
 from zray._store import STATE_SEALED, TargetGone, with_index
 from zray.broker.fork_parent import Fork
 from zray.call_order import CallOrder
-from zray.ids import RERUN, put_id, task_id
+from zray.ids import put_id, task_id
 from zray.task import CallShape, TaskSpec
 
 if TYPE_CHECKING:
@@ -530,23 +530,33 @@ class Worker(Process):
         if plan.kind == "error":
             raise Failed("as planned")
         if plan.kind in ("nested", "box", "call"):
-            base = task_id(spec.id, RERUN | spec.attempt) if spec.attempt else spec.id
+            base = ids.origin_of(spec.id, spec.attempt, self.fresh_id)
             inputs = [*inputs, *(yield from self.with_children(plan, spec, base, kept))]
         return value_of(plan, inputs)
 
+    def fresh_id(self) -> bytes:
+        """An id that nobody else has."""
+        return self.world.rng.randbytes(12) + bytes(4)
+
     def with_children(self, plan: Plan, spec: TaskSpec, base: bytes, kept: list[Ref]) -> Program:
-        """Make calls; return their values, unless they are only put into a box."""
+        """Make calls; return their values, unless they are only put into a box. A repeat makes another one before them, as no other run does."""
+        wild: list[Plan] = []
+        if spec.attempt and plan.kind == "nested":
+            wild = [Plan(salt=self.world.rng.getrandbits(40), shape=plan.children[0].shape)]
         if plan.kind == "call":
             results = [
                 self.call_actor(plan.actor, base, number, child, ()) for number, child in enumerate(plan.children, 1)
             ]
         else:
-            results = self.submit(spec.id, 1, list(plan.children), (), base)
+            results = self.submit(spec.id, 1, [*wild, *plan.children], (), base)
         refs = [self.held.pop(result) for result in results]
         if plan.kind == "box":
             kept += refs
             return []
         yield from self.get(results)
+        for child in wild:
+            ref = refs.pop(0)
+            assert failure_of(ref.entry) or ref.entry.data == value_of(child, []), "what another run made has its id"
         failed = [name for ref in refs if (name := failure_of(ref.entry))]
         if failed:
             raise Failed(",".join(failed))

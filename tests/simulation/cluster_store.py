@@ -187,6 +187,8 @@ class SimStore:
         for entry in entries:
             if entry is None or entry.state != STATE_PENDING or entry.attempt != attempt:
                 return None
+            if entry.marks & _store.MARK_ELSEWHERE:
+                return None
         for entry in entries:
             assert entry is not None
             entry.state, entry.claimant = STATE_CLAIMED, process

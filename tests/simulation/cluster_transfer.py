@@ -50,6 +50,7 @@ class SimTransfer:
         """The other end, if it can be reached."""
         self.store: Any = None
         self.by_link = self
+        self.descriptors = {TRANSFERS}
         self.wake_at = float("inf")
         self.sent_bytes = 0
         self._versions: dict[bytes, int] = {}
@@ -128,9 +129,13 @@ class SimTransfer:
         """Nothing comes over links."""
         return False
 
-    def fileno(self) -> int:
-        """A descriptor."""
-        return TRANSFERS
+    def stream_wanted(self, node: bytes) -> None:
+        """Nobody asks: values are not got in pieces here."""
+        raise AssertionError
+
+    def stream_is(self, node: bytes, message: Any) -> None:
+        """As `stream_wanted`."""
+        raise AssertionError
 
     def take_in(self) -> None:
         """Tell of what has come."""

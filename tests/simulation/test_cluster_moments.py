@@ -11,8 +11,8 @@ from tests.simulation.cluster_machine import Doors, Machine
 from tests.simulation.cluster_processes import Driver, Plan, Worker, value_of
 from tests.simulation.cluster_scenario import Play, Scenario, shape
 from tests.simulation.world import Get
-from zray import wire
-from zray._store import with_index
+from zray import ids, wire
+from zray._store import STATE_SEALED, with_index
 from zray.ids import task_id
 from zray.task import ACTOR_CREATION, ACTOR_METHOD, TASK, ActorSpec, TaskSpec
 
@@ -25,9 +25,13 @@ if TYPE_CHECKING:
 WHEEL: Final = shape("wheel", TASK, {"wheels": 1}, 1)
 ACTOR: Final = shape("actor", ACTOR_CREATION, {"hubs": 1}, 0)
 METHOD: Final = shape("method", ACTOR_METHOD, {}, 0)
+SPOKE: Final = shape("spoke", TASK, {"spokes": 1}, 1)
+RIM: Final = shape("rim", TASK, {"rims": 1, "spokes": 1}, 1)
 BUSY: Final = Plan(seconds=0.5, shape=WHEEL.key)
 LARGE: Final = Plan(salt=7, size=3000, shape=WHEEL.key)
 """Its value stays where it was made until somebody wants it."""
+MADE: Final = Plan(salt=9, size=3000, shape=SPOKE.key)
+USED: Final = Plan(salt=10, shape=RIM.key)
 CALL: Final = Plan(salt=8, shape=METHOD.key)
 SOON: Final = 5.0
 """Simulated seconds in which all that is to happen has happened."""
@@ -39,7 +43,7 @@ class Run:
     def __init__(self, scenario: Scenario) -> None:
         self.scenario = scenario
         self.site, self.world = scenario.site, scenario.world
-        self.site.shapes = {one.key: one for one in (WHEEL, ACTOR, METHOD)}
+        self.site.shapes = {one.key: one for one in (WHEEL, SPOKE, RIM, ACTOR, METHOD)}
         self.site.began = lambda worker, actor, incarnation: self.lives.append(worker)
         self.lives: list[Worker] = []
         """Processes that have become actors."""
@@ -131,3 +135,69 @@ def test_calls_come_to_the_next_life_of_an_actor_whose_death_was_not_heard_of(ru
     run.until(lambda: bool(run.value))
     assert run.value == value_of(CALL, [])
     assert len(run.lives) == 2
+
+
+def test_a_copy_that_was_given_up_while_it_was_lent_again_is_made_again(run: Run) -> None:
+    """The head takes a node for the last that has a value, and says so to that node itself; which has the only place to make it again in, and that
+    is held by the task that waits for it."""
+    maker = run.scenario.join({"spokes": 1.0})
+    step = 0
+
+    def program(driver: Driver) -> Program:
+        [made] = driver.submit(driver.root, driver.next_child(), [MADE], (), driver.root)
+        while step < 1:
+            yield 0.001
+        for _ in range(2):
+            [used] = driver.submit(driver.root, driver.next_child(), [USED], (made,), driver.root)
+            yield from run.get(used)
+            while step < 2:
+                yield 0.001
+
+    run.play(program)
+    run.until(lambda: any(entry.state == STATE_SEALED for entry in maker.store.entries.values()))
+    user = run.scenario.join({"spokes": 1.0, "rims": 1.0})
+    step = 1
+    run.until(lambda: bool(run.value))
+    run.site.network.slow[user.id, run.head.id] = 0.5
+    run.until(lambda: not user.store.entries)
+    maker.die("it was killed")
+    known = run.head.broker.cluster
+    assert known is not None
+    run.until(lambda: maker.id in known.neighbours.dead)
+    run.value, step = b"", 2
+    run.until(lambda: bool(run.value))
+    assert run.value == value_of(USED, [value_of(MADE, [])])
+
+
+@pytest.mark.parametrize("planted", [False, True], ids=["as it is", "every run of a task makes the same ids"])
+def test_a_parent_that_runs_again_and_branches_differently(
+    run: Run, planted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its repeat makes another child first (`with_children`), while the child of the first run is still running."""
+    if planted:
+        monkeypatch.setattr(ids, "origin_of", lambda task, attempt, fresh: task)
+    parent = Plan("nested", 9, children=(BUSY,), shape=WHEEL.key)
+
+    def program(driver: Driver) -> Program:
+        [result] = driver.submit(driver.root, driver.next_child(1), [parent], (), driver.root)
+        yield from run.get(result)
+
+    def at_work() -> list[Worker]:
+        return [
+            process
+            for machine in (run.head, run.other)
+            for process in machine.workers.values()
+            if isinstance(process, Worker) and process.current
+        ]
+
+    run.play(program)
+    run.until(lambda: len(at_work()) == 2)
+    first = task_id(run.driver.root, 1)
+    [running] = [process for process in at_work() if process.current == first]
+    running.kill()
+    if planted:
+        with pytest.raises(AssertionError, match="what another run made has its id"):
+            run.until(lambda: bool(run.value))
+    else:
+        run.until(lambda: bool(run.value))
+        assert run.value == value_of(parent, [value_of(BUSY, [])])

@@ -608,6 +608,28 @@ static void test_many_results(void) {
     must_be_empty();
 }
 
+static void test_what_is_elsewhere_is_not_made_again(void) {
+    uint32_t slots[2], got[2];
+    uint8_t ids[2][16], gone[16];
+    int wanted;
+    for (uint32_t i = 0; i < 2; i++) {
+        slots[i] = expect(i, 0, NULL, 0);
+        memcpy(ids[i], id(i), 16);
+    }
+    OK(zs_elsewhere(&s, slots[0], 1, &wanted));
+    MUST(zs_claim(&s, ids[0], 0, got) == ZS_STALE);
+    OK(zs_claim_many(&s, ids[0], 2, 0, got));
+    MUST(zs_state_of(&s, slots[0]) == ZS_PENDING && zs_seal_inline(&s, slots[0], 0, "r", 1, 0, 0) == ZS_STALE);
+    OK(zs_seal_inline(&s, slots[1], 0, "r", 1, 0, 0));
+    uint32_t attempt;
+    OK(zs_retry(&s, slots[0], 0, &attempt));    /* it is lost */
+    OK(zs_claim(&s, ids[0], attempt, got));
+    OK(zs_seal_inline(&s, slots[0], attempt, "r", 1, 0, 0));
+    for (uint32_t i = 0; i < 2; i++) OK(zs_release(&s, slots[i]));
+    while (zs_next_zombie(&s, gone) == ZS_OK) {}
+    must_be_empty();
+}
+
 static zs_proc former;
 
 static void body_nothing(void) {}
@@ -1268,7 +1290,7 @@ static const test tests[] = {
     {"allocator", test_allocator, 1 << 20, 5000}, {"full", test_full, (8 << 20) + 4096, 5000}, {"whole_capacity", test_whole_capacity, 40 << 20, 100},
     TEST(pages_are_real), {"no_memory", test_no_memory, 8 << 20, 1000},
     {"interrupted_growth", test_interrupted_growth, 8 << 20, 1000}, {"without_fallocate", test_without_fallocate, 8 << 20, 1000}, {"many_entries", test_many_entries, 1 << 20, 40000}, TEST(put_and_drop),
-    TEST(spilling), TEST(discard), TEST(task), TEST(large_result), TEST(many_results), TEST(retry), TEST(made_by_the_dead), TEST(superseded_writer), TEST(broker_watch),
+    TEST(spilling), TEST(discard), TEST(task), TEST(large_result), TEST(many_results), TEST(what_is_elsewhere_is_not_made_again), TEST(retry), TEST(made_by_the_dead), TEST(superseded_writer), TEST(broker_watch),
     TEST(wake), TEST(wait_outcomes), TEST(spin), TEST(ring), TEST(broker_gone), TEST(reap), TEST(fork), TEST(embryo_of_the_dead), TEST(register_pid),
     TEST(many_processes), TEST(life_objects), TEST(bad_segments), TEST(bad_arguments), TEST(every_crash_point), TEST(copy),
 };

@@ -274,7 +274,7 @@ class Model:
         code = user.call("claim", self.id(key), attempt, byref(slot))
         if thing is None:
             assert code == NOT_FOUND
-        elif thing.state != PENDING or thing.attempt != attempt:
+        elif thing.state != PENDING or thing.attempt != attempt or thing.marks & ELSEWHERE:
             assert code == STALE
         else:
             assert code == OK

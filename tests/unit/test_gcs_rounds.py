@@ -469,3 +469,19 @@ def test_what_relies_on_a_note_waits_until_it_is_stored() -> None:
     here.gcs.when_stored(lambda: told.append(3))
     here.gcs.commit()
     assert told == [1, 2, 3], "the broker goes on with what is"
+
+
+def test_what_is_written_by_whoever_is_told_is_stored_in_the_same_round() -> None:
+    here = Asked()
+    told: list[int] = []
+    here.gcs.put_row(NodeRow(NODE, "a:1", "here", 1, {}))
+
+    def then() -> None:
+        here.gcs.put_row(job(1))
+        here.gcs.when_stored(lambda: told.append(2))
+        told.append(1)
+
+    here.gcs.when_stored(then)
+    here.gcs.commit()
+    assert told == [1, 2]
+    assert here.disk.writes == 2

@@ -8,10 +8,12 @@ import pytest
 
 pytest.importorskip("yaml", reason="PyYAML is not installed (extra: cluster)")
 
+from zray.gcs.storage import check_name
 from zray.launcher import config, hostlist
 from zray.launcher.yaml_text import ConfigError
 
 HOSTS = "hosts: [alpha]\n"
+THREE = "hosts: ['n[1-3]']\n"
 
 
 def read(text: str, file: str = "/place/lab.yaml") -> config.ClusterFile:
@@ -47,6 +49,30 @@ def test_what_stands_at_the_top_holds_for_all_hosts_and_is_replaced_or_added_to_
     assert beta.labels == {"zone": "east"}
     assert beta.python == "python3.12"
     assert cluster.head == "beta"
+
+
+@pytest.mark.parametrize(
+    ("storage", "words"),
+    [
+        ("memory", ""),
+        ("sqlite:/var/lib/zray/gcs.db?sync=full", "storage sqlite"),
+        ("redis://:secret@[fd00::1]:6379/0?prefix=lab", "storage redis"),
+        ("rediss://redis.example", "storage rediss"),
+        ("redis+unix:///run/redis.sock?db=2", "storage redis+unix"),
+    ],
+)
+def test_storages_are_those_that_nodes_take(storage: str, words: str) -> None:
+    cluster = read(f"name: lab\n{HOSTS}storage: '{storage}'\nhead_grace: 5\n")
+    assert (cluster.storage, cluster.replicas, cluster.head_grace) == (storage, 1, 5.0)
+    assert check_name(storage)
+    assert cluster.tables == words, "and no password is shown"
+    assert cluster.outlives_head == (storage != "memory")
+
+
+def test_replicas() -> None:
+    cluster = read(f"name: lab\n{THREE}replicas: 3\n")
+    assert (cluster.replicas, cluster.tables, cluster.outlives_head) == (3, "3 replicas", True)
+    assert not read(f"name: lab\n{THREE}replicas: 1\n").outlives_head
 
 
 def test_words_that_yaml_would_guess_types_of_stay_what_was_written() -> None:
@@ -136,6 +162,18 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
             "hosts",
             "same address and port",
         ),
+        (f"name: lab\n{HOSTS}storage: postgres://x\n", 3, "storage", "is no storage: memory, sqlite:PATH"),
+        (f"name: lab\n{HOSTS}storage: [memory]\n", 3, "storage", "must be a text"),
+        (f"name: lab\n{HOSTS}storage: sqlite:gcs.db\n", 3, "storage", "must be absolute"),
+        (f"name: lab\n{HOSTS}storage: sqlite:/tmp/zray-{{uid}}-lab/a\n", 3, "storage", "which `down` removes"),
+        (f"name: lab\n{HOSTS}storage: redis://\n", 3, "storage", "must be redis://HOST:PORT/DB"),
+        (f"name: lab\n{HOSTS}storage: rediss://h:many/0\n", 3, "storage", "must be rediss://HOST:PORT/DB"),
+        (f"name: lab\n{HOSTS}storage: redis+unix://s\n", 3, "storage", "must be redis+unix:///SOCKET"),
+        (f"name: lab\n{HOSTS}replicas: 2\n", 3, "replicas", "must be 1 or 3, not 2"),
+        (f"name: lab\n{HOSTS}replicas: 3\n", 3, "replicas", "3 replicas need as many hosts; there is 1"),
+        (f"name: lab\nreplicas: 3\n{THREE}storage: sqlite:/x\n", 4, "storage", "replicas (line 2) keep the tables in"),
+        (f"name: lab\nreplicas: 3\n{THREE}head_grace: 0\n", 4, "head_grace", "above 0 with replicas"),
+        (f"name: lab\n{HOSTS}head_grace: -1\n", 3, "head_grace", "must be between 0 and 3600"),
         ("name: lab\nhosts:\n  - &a {name: *a}\n", 3, "hosts[0].name", "is nested in itself"),
         ("name: lab\nhosts: [a]\nenv: &e\n  A: *e\n", 3, "env.A", "is nested in itself"),
     ],

@@ -16,6 +16,7 @@ ALPHA = Host("alpha", "alpha")
 BETA = Host("beta", "beta", port=7000, num_cpus=2.0, resources={"wheels": 4.0})
 CLUSTER = ClusterFile("lab", "lab.yaml", "alpha", (ALPHA, BETA))
 HEAD = plan.HeadView("10.0.0.1:6480", "key", "0.1.0", "3.11.7", frozenset({"n-beta"}))
+REPLICATED = msgspec.structs.replace(CLUSTER, hosts=(ALPHA, BETA, Host("gamma", "gamma")), replicas=3)
 NOTHING = frozenset[type]()
 
 
@@ -30,7 +31,7 @@ def facts(**changes: Any) -> HostFacts:
         "zray_problem": "",
         "installed": "",
         "node": None,
-        "settings": plan.settings_digest(BETA, CLUSTER.node_timeout),
+        "settings": plan.settings_digest(CLUSTER, BETA),
         "processes": 0,
         "address": "10.0.0.2",
         "port_problem": "",
@@ -101,6 +102,46 @@ def test_nodes_of_no_use_are_ended_once(changes: dict[str, str], words: str) -> 
 def test_a_worker_of_another_cluster_cannot_be_the_head() -> None:
     found = plan.next_step(CLUSTER, ALPHA, facts(node=node()), None, "", NOTHING)
     assert isinstance(found, plan.End)
+
+
+def test_the_head_alone_is_told_of_the_tables() -> None:
+    cluster = msgspec.structs.replace(CLUSTER, storage="sqlite:/var/gcs.db", head_grace=20.0)
+    found = plan.next_step(cluster, ALPHA, facts(), None, "", NOTHING)
+    assert isinstance(found, plan.Start)
+    assert found.arguments[:5] == ("--head", "--storage", "sqlite:/var/gcs.db", "--head-grace", "20")
+    found = plan.next_step(REPLICATED, ALPHA, facts(), None, "", NOTHING)
+    assert isinstance(found, plan.Start)
+    assert found.arguments[:3] == ("--head", "--replicas", "3")
+    found = plan.next_step(REPLICATED, BETA, facts(), HEAD, "", NOTHING)
+    assert isinstance(found, plan.Start)
+    assert found.arguments == step(facts()).arguments  # type: ignore[union-attr]
+
+
+def members(head: str = "n-beta", lost: str = "", state: str = "ALIVE") -> dict[str, Any]:
+    """What `zray status --json` prints on a node of alpha's cluster."""
+    rows = [{"NodeID": name, "address": f"{name}:1", "state": "ALIVE", "is_head": name == head} for name in ("n-c",)]
+    rows += [{"NodeID": "n-beta", "address": "10.0.0.2:7000", "state": state, "is_head": head == "n-beta"}]
+    return {"nodes": [*rows, {"NodeID": "n-alpha", "state": "DEAD"}], "cluster": {"head_lost": lost}}
+
+
+def test_with_replicas_the_file_s_head_joins_a_cluster_that_another_node_leads() -> None:
+    found = plan.surviving(facts(node=node(), processes=2), members())
+    assert found is not None
+    assert (found.address, found.node, found.alive) == ("10.0.0.2:7000", "n-beta", frozenset({"n-beta", "n-c"}))
+    joining = plan.next_step(REPLICATED, ALPHA, facts(address="10.0.0.1"), found, "", NOTHING)
+    assert isinstance(joining, plan.Start)
+    assert joining.arguments[:2] == ("--address", "10.0.0.2:7000")
+    # Nodes that were told of the old head when they joined stay; those of another cluster or that are dead for this one do not.
+    stays = plan.next_step(REPLICATED, BETA, facts(node=node(head="10.0.0.1:6480")), found, "", NOTHING)
+    assert stays == plan.Finished("10.0.0.2:7000")
+    for changes in ({"fingerprint": "other"}, {"node": "n-alpha"}):
+        useless = plan.next_step(REPLICATED, BETA, facts(node=node(**changes)), found, "", NOTHING)
+        assert isinstance(useless, plan.End)
+
+
+@pytest.mark.parametrize("told", [members(lost="it hangs"), members(head="none"), members(state="SILENT")])
+def test_a_cluster_without_a_head_is_not_joined(told: dict[str, Any]) -> None:
+    assert plan.surviving(facts(node=node(), processes=2), told) is None
 
 
 def test_what_a_crash_left_is_ended_before_a_start() -> None:
@@ -199,9 +240,13 @@ def test_digests_tell_contents_and_settings_apart() -> None:
         plan.install_digest([("a.whl", b"1")], [], ["x"]),
     ]
     assert len({one, *others}) == 5
-    assert plan.settings_digest(BETA, 30) != plan.settings_digest(msgspec.structs.replace(BETA, num_cpus=3.0), 30)
+    more = msgspec.structs.replace(BETA, num_cpus=3.0)
+    assert plan.settings_digest(CLUSTER, BETA) != plan.settings_digest(CLUSTER, more)
     renamed = msgspec.structs.replace(BETA, destination="other", ssh_options=("A=b",))
-    assert plan.settings_digest(BETA, 30) == plan.settings_digest(renamed, 30)
+    assert plan.settings_digest(CLUSTER, BETA) == plan.settings_digest(CLUSTER, renamed)
+    # The tables are the head's: what is said of them changes no other node.
+    assert plan.settings_digest(CLUSTER, BETA) == plan.settings_digest(REPLICATED, BETA)
+    assert plan.settings_digest(CLUSTER, ALPHA) != plan.settings_digest(REPLICATED, ALPHA)
 
 
 # -- check -----------------------------------------------------------------------------------------------------------------

@@ -104,6 +104,8 @@ def test_rsync_takes_names_as_they_are() -> None:
     assert transfer.rsync_command(CLUSTER, HOST, transfer.Files("a", "b", False), False)[-1] == "b"
     six = Host("six", "fe::1")
     assert transfer.rsync_command(CLUSTER, six, transfer.Files("a", "b", True), False)[-1] == "[fe::1]:b"
+    other = Host("b", "me@fe::1")
+    assert transfer.rsync_command(CLUSTER, other, transfer.Files("a", "b", True), False)[-1] == "me@[fe::1]:b"
 
 
 def test_a_shell_is_opened_by_a_line_that_every_shell_reads_alike() -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from zray.broker import peer_messages as pm
 from zray.broker.membership import Change, NodeInfo, NodeLoad, State
+from zray.broker.placement_groups import Held
 from zray.placing import IN, GroupSpec, Requirement
 from zray.task import ActorSpec, CallShape, JobSpec, TaskSpec
 
@@ -83,6 +84,7 @@ EXAMPLES: list[pm.PeerMessage] = [
     pm.GroupIs(GROUP, (NODE, b"")),
     pm.GroupGone(NODE, "it was removed"),
     pm.AskGroup(NODE),
+    pm.BundlesKept([Held(NODE, 1, 1 << 33, True)], [NODE], [7], NodeLoad({})),
     pm.Want([NODE]),
     PLACE,
     pm.GetValues([NODE]),

@@ -36,12 +36,10 @@ def begun(size: int, *sources: bytes, window: int = 4 * MIB) -> tuple[p.Pulls, l
     return pulls, pulls.opened(X, 0.0)
 
 
-def give(
-    pulls: p.Pulls, node: bytes, index: int, size: int = MIB, now: float = 0.0, good: bool = True
-) -> list[p.Action]:
+def give(pulls: p.Pulls, node: bytes, index: int, size: int = MIB, now: float = 0.0) -> list[p.Action]:
     """A piece of X comes; AssertionError when it is not wanted."""
     assert pulls.place_of(node, X, 7, index, size, now) == index * MIB
-    actions = pulls.came(node, X, index, good, now)
+    actions = pulls.came(node, X, index, now)
     pulls.validate()
     return actions
 
@@ -53,11 +51,11 @@ def test_pieces_are_neither_large_nor_tiny(size: int) -> None:
     assert size < 2 << 20 or size / piece >= 8 or piece == PIECE_BYTES
 
 
-def test_a_window_is_asked_for_and_each_piece_makes_room_for_one() -> None:
+def test_a_window_is_asked_for_and_when_half_has_come_as_much_again() -> None:
     pulls, actions = begun(20 * MIB, A)
     assert asked(actions) == [0, 1, 2, 3]
-    assert asked(give(pulls, A, 0)) == [4]
-    assert asked(give(pulls, A, 2)) == [5]
+    assert asked(give(pulls, A, 0)) == []
+    assert asked(give(pulls, A, 2)) == [4, 5]
     for index in (1, 3, *range(4, 19)):
         actions = give(pulls, A, index)
     assert asked(actions) == []
@@ -74,11 +72,11 @@ def test_several_sources_share_a_value() -> None:
 def test_values_share_a_window() -> None:
     pulls, _ = begun(20 * MIB, A)
     assert pulls.want(Y, 1, 20 * MIB, [A], 0.0) == [], "there is enough to come"
-    for index in range(17):
+    for index in range(18):
         actions = give(pulls, A, index)
         if index < 11:
-            assert kinds(actions) == ["SendAsk"]
-    assert pulls.opened(Y, 0.0) == [p.SendAsk(A, Y, 1, p.piece_size(20 * MIB), [0], [])]
+            assert kinds(actions) == ["SendAsk"] * (index % 2)
+    assert pulls.opened(Y, 0.0) == [p.SendAsk(A, Y, 1, p.piece_size(20 * MIB), [0, 1], [])]
 
 
 def test_requests_for_the_same_value_are_merged() -> None:
@@ -104,21 +102,6 @@ def test_a_piece_that_comes_twice_is_taken_once() -> None:
     give(pulls, A, 0)
     assert pulls.place_of(A, X, 7, 0, MIB, 0.0) is None
     assert pulls.repeated == 1
-
-
-def test_a_damaged_piece_is_asked_for_again() -> None:
-    pulls, _ = begun(20 * MIB, A)
-    assert asked(give(pulls, A, 1, good=False)) == [1]
-    assert pulls.damaged == 1
-    assert asked(give(pulls, A, 1)) == [4]
-
-
-def test_a_source_that_sends_nothing_but_damage_is_given_up() -> None:
-    pulls, _ = begun(20 * MIB, A)
-    for _ in range(p.MOST_DAMAGED):
-        actions = give(pulls, A, 0, good=False)
-    assert kinds(actions) == ["SendTook", "Failed"]
-    assert "damaged" in actions[-1].reason  # type: ignore[union-attr]
 
 
 def test_what_was_under_way_when_a_connection_broke_is_asked_for_again() -> None:
@@ -255,7 +238,7 @@ class World:
         self.box: list[tuple[bytes, Any]] = []
         """What is under way to the receiver."""
         self.written: dict[int, int] = {}
-        """Piece -> version of the bytes in its place; -1: damaged."""
+        """Piece -> version of the bytes in its place."""
         self.outcome: p.Whole | p.Failed | None = None
         self.now = 0.0
         self.pulls = p.Pulls(2 * MIB)
@@ -282,14 +265,14 @@ class World:
         elif holds != ask.version:
             self.box.append((ask.node, ("not here", None)))
             if holds is not None:  # a liar: sends what it has all the same
-                self.box += [(ask.node, ("piece", (holds, index, True))) for index in ask.pieces]
+                self.box += [(ask.node, ("piece", (holds, index))) for index in ask.pieces]
         else:
             for index in ask.pieces:
                 chance = 1.0 if self.calm else self.rng.random()
                 if chance < 0.05:
                     continue
-                self.box.append((ask.node, ("piece", (holds, index, chance > 0.1))))
-                if 0.1 < chance < 0.15:
+                self.box.append((ask.node, ("piece", (holds, index))))
+                if chance < 0.1:
                     self.box.append(self.box[-1])
 
     def step(self) -> None:
@@ -326,13 +309,13 @@ class World:
         elif what == "not here":
             self.perform(self.pulls.not_here(node, X, self.version, "not that version", self.now))
         else:
-            version, index, good = detail
+            version, index = detail
             size = min(self.piece, self.size - index * self.piece)
             place = self.pulls.place_of(node, X, version, index, size, self.now)
             if place is not None:
                 assert self.written.get(index) != self.version, "a good piece is overwritten"
-                self.written[index] = version if good else -1
-                self.perform(self.pulls.came(node, X, index, good, self.now))
+                self.written[index] = version
+                self.perform(self.pulls.came(node, X, index, self.now))
 
 
 @pytest.mark.parametrize("block", range(6))
@@ -354,7 +337,7 @@ def test_whatever_happens_it_ends_and_the_bytes_are_right(block: int) -> None:
             assert world.written == dict.fromkeys(range(count), world.version), f"seed {seed}"
         else:
             good = [n for n in world.nodes[:2] if n in world.alive and world.holds[n] == world.version]
-            assert not good or "damaged" in world.outcome.reason, f"seed {seed} gave up although {good}"
+            assert not good, f"seed {seed} gave up although {good}"
     assert whole > 15
 
 
@@ -371,18 +354,10 @@ def _mixes_versions() -> Any:
     return Faulty
 
 
-def _takes_damage() -> Any:
-    class Faulty(p.Pulls):
-        def came(self, node: bytes, object_: bytes, index: int, good: bool, now: float) -> list[p.Action]:
-            return super().came(node, object_, index, True, now)
-
-    return Faulty
-
-
 @pytest.mark.parametrize(
     "faulty",
-    [_without("_take_back"), _without("_missing_again"), _without("tick", []), _mixes_versions(), _takes_damage()],
-    ids=["loses what was asked of the dead", "forgets damaged pieces", "never ticks", "mixes versions", "takes damage"],
+    [_without("_take_back"), _without("_missing_again"), _without("tick", []), _mixes_versions()],
+    ids=["loses what was asked of the dead", "forgets what is missing again", "never ticks", "mixes versions"],
 )
 def test_planted_faults_are_found(faulty: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(p, "Pulls", faulty)

@@ -233,6 +233,26 @@ def test_a_worker_with_ghosts_is_not_supplied_until_it_is_idle() -> None:
     assert not [x for x in kinds(bench.finish(busy, 8), a.RunOn) if x.worker == busy]
 
 
+def test_a_copy_that_was_refused_is_not_followed_by_others() -> None:
+    """The worker had ended its first task and run the second for long before it said either."""
+    bench = node(CPU=2)
+    warm(bench, F)
+    specs = bench.submit(4, F)
+    busy = bench.where(specs[0])[0]
+    other = 3 - busy
+    bench.finish(other, len(bench.handed[other]))
+    first, second = bench.handed[busy]
+    bench.tick(0.0021)
+    assert sorted(bench.where(second)) == [1, 2]
+    bench.finish(other, status=wire.DONE_SKIPPED)
+    for _ in range(3):
+        assert not kinds(bench.tick(0.0021), a.RunOn)
+    assert bench.where(second) == [busy]
+    bench.die(busy, claimed=[second])
+    assert second.attempt == 1
+    assert sorted(spec.id for spec in bench.handed[other]) == sorted([first.id, second.id])
+
+
 def test_nothing_is_shared_before_its_time() -> None:
     bench = node(CPU=2)
     warm(bench, F)

@@ -14,19 +14,34 @@ def made(context: TaskContext, n: int = 100) -> set[bytes]:
     return {context.next_child_id() for _ in range(n)} | {context.next_put_id() for _ in range(n)}
 
 
-def test_each_run_has_ids_of_its_own_and_the_same_each_time() -> None:
-    runs = [made(TaskContext(TASK, attempt=attempt)) for attempt in range(3)]
+def test_each_run_has_ids_of_its_own() -> None:
+    runs = [made(TaskContext(TASK, attempt=attempt)) for attempt in (0, 1, 2)]
     assert [len(run) for run in runs] == [200] * 3
     assert len(set.union(*runs)) == 600
-    assert runs == [made(TaskContext(TASK, attempt=attempt)) for attempt in range(3)]
 
 
-def test_a_forked_child_has_ids_of_its_own() -> None:
+def test_ids_of_the_first_run_follow_from_the_task() -> None:
+    context = TaskContext(TASK)
+    assert made(context) == made(TaskContext(TASK))
+    assert context.next_child_id() == ids.task_id(TASK, 101)
+
+
+def test_runs_of_the_same_number_share_no_ids() -> None:
+    """Two nodes may count alike: the second run there, on a node that dies, and the second one for who submitted the task."""
+    assert not made(TaskContext(TASK, attempt=1)) & made(TaskContext(TASK, attempt=1))
+
+
+def test_the_origin_of_a_repeat_is_what_it_is_given() -> None:
+    assert ids.origin_of(TASK, 0, lambda: b"f" * 16) == TASK
+    assert ids.origin_of(TASK, 3, lambda: b"f" * 16) == b"f" * 16
+
+
+def test_who_goes_apart_has_ids_of_its_own() -> None:
     context = TaskContext(TASK, "name", 2, b"a" * 16, b"r")
-    child = context.in_forked_child()
+    child = context.apart()
     assert (child.task, child.name, child.attempt, child.actor, child.resources) == (TASK, "name", 2, b"a" * 16, b"r")
     assert not made(context) & made(child)
-    assert not made(context.in_forked_child()) & made(context.in_forked_child())
+    assert not made(context.apart()) & made(context.apart())
 
 
 def test_puts_never_run_out_of_ids() -> None:

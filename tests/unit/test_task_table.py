@@ -250,3 +250,25 @@ def test_queues_of_one_demand_take_turns() -> None:
     assert isinstance(first, TaskQueue)
     assert first.shape.name == "g"
     assert group.count == 1
+
+
+def test_what_was_refused_stays_begun_until_a_holder_is_gone() -> None:
+    place = Place()
+    [spec] = place.submit(1)
+    place.take(1, place.one)
+    for _ in range(2):
+        place.table.share(spec, place.two)
+        place.two.handed.append(spec)
+        assert place.table.withdraw(place.two, spec.id)
+        place.two.handed.clear()
+        place.table.refused(spec)
+        place.check()
+        home = place.table.home[spec.id]
+        assert type(home) is Shared
+        assert home.begun
+        assert home.workers == [place.one]
+    assert not place.table.withdraw(place.one, spec.id)
+    place.one.handed.clear()
+    place.table.requeue(place.queue, spec)
+    assert place.table.home[spec.id] is place.queue
+    place.check()

@@ -51,23 +51,39 @@ def main() -> None:
     theirs.close()
     from zray.broker.membership import CannotJoin
     from zray.broker.server import Broker
-    from zray.node import hold_session
+    from zray.node import claim_session, hold_session
 
     # Kept open for as long as the process lives; the fork parent, made before, has no share in it.
-    hold_session(config.directory)
+    if config.first_directory:
+        claim_session(config.directory)
+        hold_session(config.first_directory)
+    else:
+        hold_session(config.directory)
     try:
         broker = Broker(config, _store.Store(fd), fd, ours, child)
         broker.begin_life()
     except (OSError, ValueError, CannotJoin) as error:
+        if config.first_directory:
+            from zray.broker import comeback
+
+            comeback.did_not(config, str(error))
         os.write(config.ready_fd, f"error {error}\n".encode())
         shutil.rmtree(config.directory, ignore_errors=True)
         os._exit(1)
     address = "" if broker.cluster is None else broker.cluster.address
+    if config.first_directory:
+        from zray.broker import comeback
+
+        comeback.came_back(config, fd, address)
     os.write(config.ready_fd, f"ready {fd} {address}\n".encode())
     os.close(config.ready_fd)
     # The machines make no cycles; collecting would walk every queued task again and again.
     gc.disable()
     broker.run()
+    if broker.heirs:
+        from zray.broker import comeback
+
+        comeback.begin_again(config, address, broker.heirs)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,10 @@
-"""The thread that gets values from other nodes: connections, pieces into the store, checksums.
+"""The thread that gets values from other nodes: connections, and pieces into the store.
 
-Covers carrying out what `pull` decides: it alone touches the bulk connections that this node has made, and writes into values that are not whole.
-Does not cover the decisions, sealing (the broker's loop does it: `object_exchange`), or sending to others (their requests come to
-the node's one port, which is the loop's, too).
+Covers carrying out what `pull` decides: it alone touches the streams that this node has made for values (`zray.value_streams`), and writes into values
+that are not whole. Does not cover the decisions, sealing (the broker's loop does it: `object_exchange`), or giving to others (`giver`).
 
-A thread of its own, because copying a piece into memory that was never touched, and making room by writing to disk, take long; both happen without
-the interpreter's lock. It is started with the first value.
+A thread of its own, because decrypting a piece into memory that was never touched, and making room by writing to disk, take long; both happen without
+the interpreter's lock. It is started with the first value. A stream needs a secret, for which the loop asks the other node (`Wanted`).
 """
 
 from __future__ import annotations
@@ -20,16 +19,19 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from zray import errors
 from zray.broker import peer_messages as pm
 from zray.broker import pull as p
-from zray.peer_transport import Arrived, Brought, BulkSockets, Connected
+from zray.node_port import VALUES
+from zray.value_streams import Arrived, Brought, Connected, DialledStreams
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from zray.object_store import ObjectRef, ObjectStore, Place
-    from zray.peer_transport import ClusterKey
+    from zray.value_streams import Event
 
 _IDLE_S: Final = 60.0
 _CLOSE_S: Final = 5.0
+_AGAIN_S: Final = (0.01, 1.0)
+"""After a connection that broke or could not be made: seconds until the next try, doubling up to the second."""
 
 
 class Half(NamedTuple):
@@ -65,7 +67,13 @@ class More(NamedTuple):
     object: bytes
 
 
-Outcome = Got | NotGot | More
+class WantsStream(NamedTuple):
+    """A stream to a node is wanted: `Bulk.stream` is the answer."""
+
+    node: bytes
+
+
+Outcome = Got | NotGot | More | WantsStream
 
 
 class _Want(NamedTuple):
@@ -80,25 +88,26 @@ class _Want(NamedTuple):
 class Bulk:
     """A node's receiving of values. Its methods are the loop's, but for those below "the thread"."""
 
-    def __init__(
-        self, own: bytes, key: ClusterKey, objects: ObjectStore, address_of: Callable[[bytes], str | None]
-    ) -> None:
+    def __init__(self, own: bytes, objects: ObjectStore, address_of: Callable[[bytes], str | None]) -> None:
         """
         Args:
             own: id of this node.
-            key: of the cluster.
             objects: where values are written.
             address_of: host:port of a node, None when it is not known; called by both threads.
         """
         self._own = own
-        self._key = key
         self._objects = objects
         self._address_of = address_of
         self._commands: collections.deque[Callable[[float], list[p.Action]]] = collections.deque()
         self._outcomes: collections.deque[Outcome] = collections.deque()
         self._news = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._thread: threading.Thread | None = None
-        self._sockets: BulkSockets | None = None
+        self._streams: DialledStreams | None = None
+        self._asked: set[bytes] = set()
+        """Nodes from whom a secret is awaited."""
+        self._again_at: dict[bytes, float] = {}
+        """When nodes that could not be reached are tried again."""
+        self._pauses: dict[bytes, float] = {}
         self._running = True
         self._halves: dict[bytes, Half] = {}
         self._watched: set[bytes] = set()
@@ -147,14 +156,19 @@ class Bulk:
         if self._thread is not None:
             self._command(lambda now: self._gone(node, reason, now))
 
+    def stream(self, node: bytes, ticket: int, secret: bytes) -> None:
+        """A node has given a secret for a stream (empty: it has none to give)."""
+        if self._thread is not None:
+            self._command(lambda now: self._connect(node, ticket, secret, now))
+
     def _command(self, command: Callable[[float], list[p.Action]]) -> None:
         self._commands.append(command)
         if self._thread is None:
-            self._sockets = BulkSockets(self._own, self._key)
-            self._thread = threading.Thread(target=self._run, args=(self._sockets,), name="zray-bulk", daemon=True)
+            self._thread = threading.Thread(target=self._run, name="zray-bulk", daemon=True)
             self._thread.start()
-        if self._sockets is not None:
-            self._sockets.wake()
+        streams = self._streams
+        if streams is not None:
+            streams.wake()
 
     def outcomes(self) -> list[Outcome]:
         """Return what has become of values since the last call."""
@@ -179,8 +193,10 @@ class Bulk:
     def close(self) -> None:
         """End the thread; what is under way is given up."""
         self._running = False
-        if self._thread is not None and self._sockets is not None:
-            self._sockets.wake()
+        if self._thread is not None:
+            streams = self._streams
+            if streams is not None:
+                streams.wake()
             self._thread.join(_CLOSE_S)
         self._halves.clear()
         self._wants.clear()
@@ -189,40 +205,47 @@ class Bulk:
 
     # -- the thread ------------------------------------------------------------------------------------------------------
 
-    def _run(self, sockets: BulkSockets) -> None:
+    def _run(self) -> None:
+        streams = self._streams = DialledStreams()
         try:
             while self._running:
-                now = time.monotonic()
-                sockets.wait(max(0.0, min(_IDLE_S, self.pulls.wake_at - now)))
-                self._round(sockets)
+                if not self._commands:
+                    wake_at = min(self.pulls.wake_at, *self._again_at.values(), time.monotonic() + _IDLE_S)
+                    streams.wait(max(0.0, wake_at - time.monotonic()))
+                self._round(streams)
         except BaseException:
             traceback.print_exc()
             raise
         finally:
-            self._sockets = None
-            sockets.close()
+            self._streams = None
+            streams.close()
 
-    def _round(self, sockets: BulkSockets) -> None:
+    def _round(self, streams: DialledStreams) -> None:
         for _ in range(len(self._commands)):
-            self._perform(sockets, self._commands.popleft()(time.monotonic()))
-        for event in sockets.receive():
-            self._perform(sockets, self._take(event))
+            self._perform(self._commands.popleft()(time.monotonic()))
+        for event in streams.receive(self._place_for):
+            self._perform(self._take(event))
         now = time.monotonic()
         if now >= self.pulls.wake_at:
-            self._perform(sockets, self.pulls.tick(now))
+            self._perform(self.pulls.tick(now))
+        for node in [node for node, when in self._again_at.items() if when <= now]:
+            del self._again_at[node]
+            self._dial(node)
 
-    def _take(self, event: object) -> list[p.Action]:
+    def _take(self, event: Event) -> list[p.Action]:
         now = time.monotonic()
-        if isinstance(event, Brought):
-            return self._piece(event, now)
         if isinstance(event, Connected):
+            self._pauses.pop(event.node, None)
             return self.pulls.connected(event.node, now)
-        if not isinstance(event, Arrived):
-            return self.pulls.broken(event.node, now)  # type: ignore[attr-defined]
+        if not isinstance(event, (Arrived, Brought)):
+            self._later(event.node, now)
+            return self.pulls.broken(event.node, now)
         try:
             message = pm.decode(event.frame)
         except pm.PeerFrameError:
             return []
+        if isinstance(event, Brought):
+            return self._piece(event.node, message, now) if isinstance(message, pm.Piece) else []
         if isinstance(message, pm.NotYet):
             self.pulls.not_yet(event.node, now)
         elif isinstance(message, pm.NotHere):
@@ -232,39 +255,65 @@ class Bulk:
             return self.pulls.elsewhere(event.node, message.id, message.version, message.node, now)
         return []
 
-    def _piece(self, event: Brought, now: float) -> list[p.Action]:
+    def _place_for(self, node: bytes, frame: bytes, size: int) -> memoryview | None:
+        """Where the piece belongs that comes with a frame; None when it is not wanted."""
         try:
-            message = pm.decode(event.frame)
+            message = pm.decode(frame)
         except pm.PeerFrameError:
-            return []
+            return None
         if not isinstance(message, pm.Piece):
-            return []
-        name, index = message.id, message.index
-        offset = self.pulls.place_of(event.node, name, message.version, index, len(event.data), now)
-        half = self._halves.get(name)
-        if offset is None or half is None:
-            return []
-        good = half.place.write(offset, event.data) == message.crc
-        self.received_bytes += len(event.data)
-        actions = self.pulls.came(event.node, name, index, good, now)
-        if good and name in self._watched:
-            self._watched.discard(name)
-            self._tell(More(name))
+            return None
+        self.received_bytes += size
+        offset = self.pulls.place_of(node, message.id, message.version, message.index, size, time.monotonic())
+        half = self._halves.get(message.id)
+        return None if offset is None or half is None else half.place.part(offset, size)
+
+    def _piece(self, node: bytes, message: pm.Piece, now: float) -> list[p.Action]:
+        """A piece is where it belongs."""
+        actions = self.pulls.came(node, message.id, message.index, now)
+        if message.id in self._watched:
+            self._watched.discard(message.id)
+            self._tell(More(message.id))
         return actions
 
-    def _perform(self, sockets: BulkSockets, actions: list[p.Action]) -> None:
+    # -- connections -----------------------------------------------------------------------------------------------------
+
+    def _dial(self, node: bytes) -> None:
+        """Connect to a node, anew if there is a connection: ask for a secret first."""
+        self._again_at.pop(node, None)
+        self._asked.add(node)
+        self._tell(WantsStream(node))
+
+    def _connect(self, node: bytes, ticket: int, secret: bytes, now: float) -> list[p.Action]:
+        if node not in self._asked or self._streams is None:
+            return []
+        self._asked.discard(node)
+        address = self._address_of(node) or self._addresses.get(node)
+        if not secret or not address:
+            self._later(node, now)
+            return []
+        self._streams.connect(node, address, VALUES, ticket, secret)
+        return self.pulls.broken(node, now)  # what was under way on the last one
+
+    def _later(self, node: bytes, now: float) -> None:
+        pause = self._pauses.get(node, _AGAIN_S[0])
+        self._pauses[node] = min(2 * pause, _AGAIN_S[1])
+        self._again_at[node] = now + pause
+
+    # -- what is decided -------------------------------------------------------------------------------------------------
+
+    def _perform(self, actions: list[p.Action]) -> None:
         todo = collections.deque(actions)
         while todo:
             action = todo.popleft()
             if isinstance(action, p.SendAsk):
                 ask = pm.Ask(action.object, action.version, action.piece_bytes, action.pieces, action.avoid)
-                self._send(sockets, action.node, ask)
+                self._send(action.node, ask)
             elif isinstance(action, p.SendTook):
-                self._send(sockets, action.node, pm.Took(action.object, action.version, action.whole))
+                self._send(action.node, pm.Took(action.object, action.version, action.whole))
             elif isinstance(action, p.Dial):
-                address = self._address_of(action.node) or self._addresses.get(action.node)
-                if address:
-                    sockets.dial(action.node, address)
+                if self._address_of(action.node) or self._addresses.get(action.node):
+                    self._dial(action.node)
                 else:
                     todo.extend(self._gone(action.node, "its address is not known", time.monotonic()))
             elif isinstance(action, p.Open):
@@ -277,12 +326,16 @@ class Bulk:
                 self._drop(action.object)
                 self._tell(NotGot(action.object, action.reason, action.full))
 
-    def _send(self, sockets: BulkSockets, node: bytes, message: pm.PeerMessage) -> None:
-        sockets.send(node, pm.envelope(pm.PLAIN, node, pm.encode(message)))
+    def _send(self, node: bytes, message: pm.PeerMessage) -> None:
+        if self._streams is not None:
+            self._streams.send(node, pm.encode(message))
 
     def _gone(self, node: bytes, reason: str, now: float) -> list[p.Action]:
-        if self._sockets is not None:
-            self._sockets.hang_up(node)
+        if self._streams is not None:
+            self._streams.hang_up(node)
+        self._asked.discard(node)
+        self._again_at.pop(node, None)
+        self._pauses.pop(node, None)
         return self.pulls.node_gone(node, reason, now)
 
     def _open(self, action: p.Open) -> list[p.Action]:

@@ -79,6 +79,11 @@ class BundleTable:
         """The bundles of a group that this node holds."""
         return [bundle for bundle in self.held.values() if bundle.group == group]
 
+    def known(self) -> dict[bytes, None]:
+        """The groups of which something is known here, or wanted, and which are not gone."""
+        held = (group for group, _ in self.held)
+        return {group: None for group in (*self.placed, *self.asked, *held) if group not in self.gone}
+
     def bury(self, group: bytes, reason: str) -> None:
         """A group is gone for ever."""
         self.placed.pop(group, None)

@@ -39,9 +39,10 @@ from zray.broker.told_rows import Place, ToldRows
 from zray.gcs import messages as gcs_messages
 from zray.gcs.replication.state import concerns_tasks
 from zray.gcs.replication.timing import MOST_SILENT
-from zray.gcs.tables import CLUSTER_KEY, ROW_TABLES, ClusterRow, NodeRow, Table, encode_row, key_of
+from zray.gcs.tables import CLUSTER_KEY, ROW_TABLES, ClusterRow, JobRow, NodeRow, Table, decode_row, encode_row, key_of
 from zray.ids import random_id
 from zray.peer_transport import ClusterKey, PeerSockets
+from zray.transport import bracketed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -116,7 +117,7 @@ class Cluster:
         self.address = ""
         if not self.is_outside:
             port = self._sockets.listen_behind_door(place.host, place.port, config.directory)
-            self.address = f"{place.host}:{port}"
+            self.address = f"{bracketed(place.host)}:{port}"
         self.links = Links(self._sockets, Prober(poller), self.own, client=self.is_outside)
         self.info = NodeInfo(
             id=self.own,
@@ -409,6 +410,8 @@ class Cluster:
                     self.follow(self.watch.reachable(now))
             elif isinstance(event, Impostor):
                 self.lost(event.node, "its broker is gone: another node is at its address", now)
+                if event.node in self.neighbours.dead:
+                    self.links.forget(event.node)  # what comes over that connection is another's
 
     def _heard(self, node: bytes, message: pm.PeerMessage, now: float) -> None:
         if isinstance(message, pm.Replicate):
@@ -723,6 +726,18 @@ class Cluster:
     def share(self, row: GcsRow) -> None:
         """Have the head store a row of this node, too, some time soon, whatever becomes of the head meanwhile."""
         self._tell_rows(self._told.changed((ROW_TABLES[type(row)], key_of(row)), encode_row(row)))
+
+    def jobs_over(self) -> list[int]:
+        """The jobs of this node that have ended, but of which the head may not know it yet."""
+        rows = [decode_row(JobRow, value) for (table, _), value in self._told.newest.items() if table == Table.JOBS]
+        return [row.number for row in rows if not row.running]
+
+    @property
+    def lives(self) -> int:
+        """At the head: its number among all heads that this cluster has had."""
+        row = self.gcs.row(ClusterRow, CLUSTER_KEY)
+        assert row is not None, "the head has begun its life"
+        return row.lives
 
     def _tell_rows(self, rows: list[tuple[Place, bytes]]) -> None:
         for place, value in rows:

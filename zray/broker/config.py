@@ -60,5 +60,8 @@ class BrokerConfig(msgspec.Struct, frozen=True):
     """None: one machine, and no TCP port."""
     trace: bool = False
     """Note the walk of tasks through the cluster as events (`zray.broker.walk`)."""
+    first_directory: str = ""
+    """It was a head that was replaced, and comes back (`zray.broker.comeback`): directory of its first session, which holds its log. Nobody has
+    started it, so it claims its directory and makes itself known."""
     options: dict[str, object] = {}
     """Rarer settings (`_system_config`)."""

@@ -474,10 +474,10 @@ class Dispatcher:
                 node.story.tell(spec.id, f"{now:.6f} copy to worker {thief.number}, also at {victim.number}")
 
     def _is_late(self, spec: TaskSpec, now: float) -> bool:
-        """Do all who have the task lie still?"""
+        """Do all who have the task lie still, and may it be that none of them runs it?"""
         since = now - self.node.config.steal_after
         home = self.node.tasks.home.get(spec.id)
-        if type(home) is Shared and home.queue is not None:
+        if type(home) is Shared and (home.queue is not None or home.begun):
             return False
         return all(
             (worker.blocked or worker.since <= since) and not self._is_first(worker, spec.id)

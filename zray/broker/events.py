@@ -62,7 +62,8 @@ class ObjectsMade(Event, frozen=True):
 
 
 class ObjectsLost(Event, frozen=True):
-    """Objects are lost with a node, and made again: tasks that were sent to others and need one of them wait there, and occupy nothing."""
+    """No copy is left of these objects, and they are made again: tasks that were sent to other nodes and need one of them wait there, and occupy
+    nothing."""
 
     ids: list[bytes]
 

@@ -1,8 +1,11 @@
 """A broker's part in placement groups: messages and rows; no decisions.
 
 Covers the way of a wish to the head and back, carrying out what the head's machine asks for, telling this node's scheduler
-where bundles are, and ending the waits for `PlacementGroup.ready()`. Does not cover the decisions (`placement_groups`) or
-the books of the node (`group_events`). A single machine is its own head.
+where bundles are, ending the waits for `PlacementGroup.ready()`, and telling the next head what is held here. Does not cover the
+decisions (`placement_groups`) or the books of the node (`group_events`). A single machine is its own head.
+
+A group's row is written first, and what it says is told when it is stored (by all replicas, or in the file): so whatever a node
+believes, the next head finds in the rows, and what it does not find there nobody has heard of.
 """
 
 from __future__ import annotations
@@ -40,8 +43,8 @@ class Groups:
         self._cluster = cluster
         self._own = broker.node
         self._head = machine.PlacementGroups() if cluster is None or cluster.is_head else None
-        self._requests: dict[int, bytes] = {}
-        """Replies to what the head was asked."""
+        self._requests: dict[int, tuple[bytes, pm.WantGroup | pm.DropGroup]] = {}
+        """What the head was asked and has not answered: the reply to seal, and the question, for the next head."""
         self._last_request = 0
         self._waiters: dict[bytes, list[wire.AwaitGroup]] = {}
         """Who waits until a group is ready, by group."""
@@ -59,8 +62,8 @@ class Groups:
             node = broker.scheduler.node.ledger
             self._head.node_seen(self._own, dict(node.total), node.labels)
         if cluster is not None:
-            cluster.serve_also(pm.WantGroup, self._wanted_from_afar)
-            cluster.serve_also(pm.DropGroup, self._dropped_from_afar)
+            cluster.serve_also(pm.WantGroup, self._wish_from_afar)
+            cluster.serve_also(pm.DropGroup, self._wish_from_afar)
             cluster.serve_also(pm.GroupAnswer, lambda _, m: self._answer(m.number, m.problem))
             cluster.serve_also(pm.HoldBundles, lambda _, m: self._hold(m))
             cluster.serve_also(pm.BundlesHeld, self._held)
@@ -68,6 +71,7 @@ class Groups:
             cluster.serve_also(pm.GroupIs, lambda _, m: self._learn(m.spec, m.nodes))
             cluster.serve_also(pm.GroupGone, lambda _, m: self._forget(m.group, m.reason))
             cluster.serve_also(pm.AskGroup, self._asked_from_afar)
+            cluster.serve_also(pm.BundlesKept, self._kept_from_afar)
 
     # -- wishes of processes of this node -----------------------------------------------------------------------------------
 
@@ -75,18 +79,11 @@ class Groups:
         """A process wants a group. The reply is what is wrong with the wish, or "" when the head has taken it in."""
         remote = self._broker.remote
         home = self._own if remote is None else remote.home_of(message.spec.job)
-        if self._head is None:
-            self._ask_head(message.reply, lambda number: pm.WantGroup(number, home, message.spec))
-        else:
-            self._reply(message.reply, self._create(message.spec, home))
+        self._ask_head(message.reply, lambda number: pm.WantGroup(number, home, message.spec))
 
     def remove(self, message: wire.RemoveGroup) -> None:
         """A process wants a group gone."""
-        if self._head is None:
-            self._ask_head(message.reply, lambda number: pm.DropGroup(number, message.group))
-        else:
-            self._remove(message.group)
-            self._reply(message.reply, "")
+        self._ask_head(message.reply, lambda number: pm.DropGroup(number, message.group))
 
     def await_ready(self, message: wire.AwaitGroup) -> None:
         """A process waits until a group is ready: its reply is sealed then."""
@@ -103,16 +100,24 @@ class Groups:
         elif all(placed.nodes):
             self._end_waits(message.group, "")
 
-    def _ask_head(self, reply: bytes, make: Callable[[int], pm.PeerMessage]) -> None:
-        assert self._cluster is not None
+    def _ask_head(self, reply: bytes, make: Callable[[int], pm.WantGroup | pm.DropGroup]) -> None:
         self._last_request += 1
-        self._requests[self._last_request] = reply
-        self._cluster.send(self._cluster.head, make(self._last_request))
+        number = self._last_request
+        message = make(number)
+        self._requests[number] = reply, message
+        self._send_request(number, message)
+
+    def _send_request(self, number: int, message: pm.WantGroup | pm.DropGroup) -> None:
+        if self._head is not None:
+            self._carry_out(message, lambda problem: self._answer(number, problem))
+        else:
+            assert self._cluster is not None
+            self._cluster.send(self._cluster.head, message)
 
     def _answer(self, number: int, problem: str) -> None:
-        reply = self._requests.pop(number, None)
-        if reply is not None:
-            self._reply(reply, problem)
+        found = self._requests.pop(number, None)
+        if found is not None:
+            self._reply(found[0], problem)
 
     def _reply(self, reply: bytes, problem: str) -> None:
         self._broker.reply(reply, msgspec.msgpack.encode(problem))
@@ -125,12 +130,7 @@ class Groups:
             assert self._cluster is not None
             self._cluster.send(self._cluster.head, pm.AskGroup(group))
             return
-        gone = self._head.why_gone(group)
-        found = self._head.where(group)
-        if gone is not None:
-            self._forget(group, gone)
-        elif found is not None:
-            self._learn(*found)
+        self._tell_of(group, self._learn, self._forget)
 
     def _hold(self, message: pm.HoldBundles) -> None:
         self._broker.tell(e.BundlesWanted(message.group, message.attempt, message.bundles))
@@ -158,24 +158,70 @@ class Groups:
         self._broker.tell(e.GroupEnded(group, reason))
         self._end_waits(group, reason)
 
-    def head_replaced(self) -> None:
-        """The head has begun another life: it kept groups in its memory, so those that are known here end."""
-        reason = "the head, which kept it, was started again"
-        for number in list(self._requests):
-            self._answer(number, reason)
-        for group in {*self._broker.scheduler.node.bundles.placed, *self._waiters}:
-            self._forget(group, reason)
+    # -- heads come and go ---------------------------------------------------------------------------------------------------
 
-    def become_head(self) -> None:
-        """This node is the head from now on. The last one kept groups in its memory: they end."""
-        self.head_replaced()
-        self._head = machine.PlacementGroups()
-        node = self._broker.scheduler.node.ledger
-        self._head.node_seen(self._own, dict(node.total), node.labels)
-        if self._cluster is not None:
-            for member in self._cluster.neighbours.members.values():
-                if not member.info.is_client:
-                    self.node_seen(member.info, member.load)
+    def head_replaced(self) -> None:
+        """Another head has taken this node in: it has the rows of the groups, and must know what was under way here."""
+        assert self._cluster is not None
+        self._cluster.send(self._cluster.head, self._kept())
+        for number, (_, message) in list(self._requests.items()):
+            self._send_request(number, message)
+
+    def _kept(self) -> pm.BundlesKept:
+        table = self._broker.scheduler.node.bundles
+        held = [machine.Held(b.group, b.index, b.attempt, b.is_open) for b in table.held.values()]
+        over = [] if self._cluster is None else self._cluster.jobs_over()
+        return pm.BundlesKept(
+            held, list({**table.known(), **dict.fromkeys(self._waiters)}), over, self._broker._own_load()
+        )
+
+    def take_over(self, life: int) -> None:
+        """This node is the head from now on, of a cluster that had another one: go on with the groups of which there are rows.
+        `life`: number of this head among all that the cluster has had."""
+        assert self._cluster is not None
+        ledger = self._broker.scheduler.node.ledger
+        self._head = machine.PlacementGroups(life)
+        self._heard.clear()
+        self._head.node_seen(self._own, dict(ledger.total), ledger.labels)
+        members = self._cluster.neighbours.members
+        for member in members.values():
+            if not member.info.is_client:
+                self.node_seen(member.info, member.load)
+        kept = [
+            found
+            for row in self._broker.records.tables.rows(PlacementGroupRow)
+            if (found := _kept_group(row)) is not None
+        ]
+        self._act(self._head.take_over(kept, {self._own, *members}, time.monotonic()))
+        self._take_report(self._own, self._kept(), self._learn, self._forget)
+        for number, (_, message) in list(self._requests.items()):
+            self._send_request(number, message)
+
+    def _kept_from_afar(self, node: bytes, message: pm.BundlesKept) -> None:
+        cluster = self._cluster
+        if self._head is None or cluster is None:
+            return
+        cluster.load_of(node, message.load)
+        self._take_report(
+            node,
+            message,
+            lambda spec, nodes: cluster.send(node, pm.GroupIs(spec, nodes)),
+            lambda group, reason: cluster.send(node, pm.GroupGone(group, reason)),
+        )
+
+    def _take_report(
+        self,
+        node: bytes,
+        message: pm.BundlesKept,
+        tell: Callable[[GroupSpec, tuple[bytes, ...]], None],
+        tell_gone: Callable[[bytes, str], None],
+    ) -> None:
+        """A node says what it holds: settle it, and tell the node what it has missed."""
+        assert self._head is not None
+        self._act(self._head.reported(node, message.held, message.over, time.monotonic()))
+        for group in message.known:
+            # (All that the node has heard of where its bundles are may be lost.)
+            self._tell_of(group, tell, tell_gone, or_nowhere=True)
 
     def _end_waits(self, group: bytes, gone: str) -> None:
         performer = self._broker.performer
@@ -193,28 +239,33 @@ class Groups:
 
     # -- at the head ----------------------------------------------------------------------------------------------------------
 
+    def _carry_out(self, message: pm.WantGroup | pm.DropGroup, answer: Callable[[str], None]) -> None:
+        """Do what somebody wants, perhaps for the second time: an earlier head may have done it, and died before it answered."""
+        assert self._head is not None
+        problem = ""
+        if isinstance(message, pm.WantGroup):
+            problem = self._create(message.spec, message.home)
+        else:
+            self._act(self._head.remove(message.group, "it was removed"))
+        self._when_stored(lambda: answer(problem))
+
     def _create(self, spec: GroupSpec, home: bytes) -> str:
         assert self._head is not None
+        is_new = self._head.phase(spec.id) is None
         self._head.capacity(self._own, self._free_here())
         problem, actions = self._head.create(spec, home, time.monotonic())
-        if not problem:
-            self._record(spec, GroupState.PENDING, ())
+        if is_new and not problem:
+            bundles = tuple(resources.as_floats(bundle) for bundle in spec.bundles)
+            row = PlacementGroupRow(spec.id, spec.job, GroupState.PENDING, spec.strategy, bundles)
+            named = msgspec.structs.replace(row, name=spec.name, namespace=spec.namespace, detached=spec.detached)
+            self._broker.records.tables.put_row(msgspec.structs.replace(named, spec=spec, home=home))
         self._act(actions)
         return problem
 
-    def _remove(self, group: bytes) -> None:
-        assert self._head is not None
-        self._act(self._head.remove(group, "it was removed"))
-
-    def _wanted_from_afar(self, node: bytes, message: pm.WantGroup) -> None:
-        if self._head is not None and self._cluster is not None:
-            problem = self._create(message.spec, message.home)
-            self._cluster.send(node, pm.GroupAnswer(message.number, problem))
-
-    def _dropped_from_afar(self, node: bytes, message: pm.DropGroup) -> None:
-        if self._head is not None and self._cluster is not None:
-            self._remove(message.group)
-            self._cluster.send(node, pm.GroupAnswer(message.number, ""))
+    def _wish_from_afar(self, node: bytes, message: pm.WantGroup | pm.DropGroup) -> None:
+        cluster = self._cluster
+        if self._head is not None and cluster is not None:
+            self._carry_out(message, lambda problem: cluster.send(node, pm.GroupAnswer(message.number, problem)))
 
     def _held(self, node: bytes, message: pm.BundlesHeld) -> None:
         if self._head is None or self._cluster is None:
@@ -225,12 +276,29 @@ class Groups:
     def _asked_from_afar(self, node: bytes, message: pm.AskGroup) -> None:
         if self._head is None or self._cluster is None:
             return
-        gone = self._head.why_gone(message.group)
-        found = self._head.where(message.group)
+        cluster = self._cluster
+        self._tell_of(
+            message.group,
+            lambda spec, nodes: cluster.send(node, pm.GroupIs(spec, nodes)),
+            lambda group, reason: cluster.send(node, pm.GroupGone(group, reason)),
+        )
+
+    def _tell_of(
+        self,
+        group: bytes,
+        tell: Callable[[GroupSpec, tuple[bytes, ...]], None],
+        tell_gone: Callable[[bytes, str], None],
+        *,
+        or_nowhere: bool = False,
+    ) -> None:
+        """Say what is known of a group, when that is stored; of one that waits, nothing now (or_nowhere: that it has no place)."""
+        assert self._head is not None
+        gone = self._head.why_gone(group)
+        found = self._head.where(group, or_nowhere)
         if gone is not None:
-            self._cluster.send(node, pm.GroupGone(message.group, gone))
+            self._when_stored(lambda: tell_gone(group, gone))
         elif found is not None:
-            self._cluster.send(node, pm.GroupIs(*found))
+            self._when_stored(lambda: tell(*found))
 
     def node_seen(self, info: NodeInfo, load: NodeLoad) -> None:
         """Another node lives, and says what is free there."""
@@ -293,26 +361,42 @@ class Groups:
             self._cluster.send(action.node, pm.ReleaseBundles(action.group, action.attempt))
 
     def _announce(self, action: machine.Announce) -> None:
-        self._record(action.spec, GroupState.CREATED if action.complete else GroupState.RESCHEDULING, action.nodes)
-        if self._cluster is not None:
-            self._cluster.tell_all_others(pm.GroupIs(action.spec, action.nodes))
-        self._learn(action.spec, action.nodes)
+        state = GroupState.CREATED if action.complete else GroupState.RESCHEDULING
+        self._record(action.spec.id, state=state, nodes=action.nodes)
+        self._when_stored(lambda: self._tell_everybody(pm.GroupIs(action.spec, action.nodes)))
 
     def _withdraw(self, action: machine.Withdraw) -> None:
-        self._record(action.spec, GroupState.REMOVED, ())
+        self._record(action.spec.id, state=GroupState.REMOVED, nodes=(), reason=action.reason)
+        self._when_stored(lambda: self._tell_everybody(pm.GroupGone(action.spec.id, action.reason)))
+
+    def _tell_everybody(self, message: pm.GroupIs | pm.GroupGone) -> None:
         if self._cluster is not None:
-            self._cluster.tell_all_others(pm.GroupGone(action.spec.id, action.reason))
-        self._forget(action.spec.id, action.reason)
+            self._cluster.tell_all_others(message)
+        if isinstance(message, pm.GroupIs):
+            self._learn(message.spec, message.nodes)
+        else:
+            self._forget(message.group, message.reason)
 
     def _infeasible(self, action: machine.Infeasible) -> None:
         self._broker.warn(action.spec.job, "infeasible " + action.spec.id.hex(), action.text)
 
-    def _record(self, spec: GroupSpec, state: GroupState, nodes: tuple[bytes, ...]) -> None:
-        bundles = tuple(resources.as_floats(bundle) for bundle in spec.bundles)
-        row = PlacementGroupRow(
-            spec.id, spec.job, state, spec.strategy, bundles, nodes, spec.name, spec.namespace, spec.detached
-        )
-        self._broker.records.tables.put_row(row)
+    def _record(self, group: bytes, **fields: object) -> None:
+        tables = self._broker.records.tables
+        row = tables.row(PlacementGroupRow, group)
+        if row is not None:  # else somebody has deleted it
+            tables.put_row(msgspec.structs.replace(row, **fields))
+
+    def _when_stored(self, call: Callable[[], None]) -> None:
+        """Nobody hears of what the next head might not find in the rows."""
+        self._broker.records.tables.when_stored(call)
+
+
+def _kept_group(row: PlacementGroupRow) -> machine.Kept | None:
+    """What a row tells the next head; None: it is of a version whose groups ended with the head."""
+    if row.spec is None:
+        return None
+    gone = (row.reason or "it was removed") if row.state == GroupState.REMOVED else ""
+    return machine.Kept(row.spec, row.home, row.nodes, gone)
 
 
 def _free(available: Mapping[str, int]) -> dict[str, int]:

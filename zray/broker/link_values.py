@@ -119,7 +119,7 @@ class LinkValues:
         if message.offset != fetch.filled or fetch.filled + len(data) > fetch.size:
             self._next_source(name, fetch, "its bytes were not those of the value")
             return
-        fetch.place.write(fetch.filled, data)
+        fetch.place.part(fetch.filled, len(data))[:] = data
         fetch.filled += len(data)
         if fetch.filled == fetch.size:
             del self._fetches[name]

@@ -18,8 +18,6 @@ from zray.broker.reliable import HEADER_BYTES, NEVER, MalformedFrame, ReliableLi
 from zray.peer_transport import Arrived, Connected
 
 if TYPE_CHECKING:
-    from typing_extensions import Buffer
-
     from zray.peer_transport import PeerSockets
     from zray.transport import Poller
 
@@ -76,7 +74,9 @@ class Prober:
             return None
         host, _, port = address.rpartition(":")
         try:
-            family, kind, protocol, _, target = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)[0]
+            family, kind, protocol, _, target = socket.getaddrinfo(
+                host.strip("[]"), int(port), type=socket.SOCK_STREAM
+            )[0]
         except OSError:
             return False
         try:
@@ -261,10 +261,6 @@ class Links:
         """What a node has not acknowledged."""
         link = self._links.get(node)
         return link.unacked_bytes if link is not None else 0
-
-    def send_bulk(self, node: bytes, message: pm.PeerMessage, data: Buffer | None = None) -> bool:
-        """Answer what a node has asked over its bulk connection, with bytes that are not copied; False when that connection is gone."""
-        return self.sockets.send_bulk(node, pm.encode(message), data)
 
     # -- in -----------------------------------------------------------------------------------------------------------
 

@@ -9,11 +9,13 @@ ones, which are then got piece by piece from whoever has that version of them.
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Final
 
 from zray import _store, errors
 from zray.broker import peer_messages as pm
 from zray.broker.transfer import Transfer
+from zray.node_port import VALUES, socket_behind_door
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,7 +52,8 @@ class ObjectExchange:
         """Objects that are on their way here, and the nodes that have them, the one that was asked first."""
         self._incoming: dict[bytes, _Incoming] = {}
         """Those of them that are got piece by piece."""
-        self.transfer = Transfer(cluster.own, cluster.key, cluster.links, broker.objects, self)
+        path = "" if cluster.is_client else os.path.join(broker.config.directory, socket_behind_door(VALUES))
+        self.transfer = Transfer(cluster.own, cluster.links, broker.objects, self, broker.poller.add, path)
 
     # -- sending ------------------------------------------------------------------------------------------------------
 

@@ -24,6 +24,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from zray import _store, errors, failures, ids, wire
+from zray.broker import events as e
 from zray.broker import peer_messages as pm
 from zray.broker import walk
 from zray.broker.lending import Lending
@@ -246,7 +247,10 @@ class ObjectSharing:
             return
         known = False
         for source in place.sources:
-            if source != self._cluster.own and source not in self._cluster.neighbours.dead:
+            if source == self._cluster.own:
+                # It was here, and was given up. When its loan has been renewed meanwhile, its return does not tell `node` so.
+                self._cluster.send(node, pm.CopyAt(name, source, place.size, place.attempt, False))
+            elif source not in self._cluster.neighbours.dead:
                 known = self.locations.made_at(name, source, place.size, place.attempt) or known
         if on_loan:
             self._debts.setdefault(name, []).append(node)
@@ -399,6 +403,7 @@ class ObjectSharing:
         if own:
             for name in own:
                 self.locations.lose(name)
+            self._broker.tell(e.ObjectsLost(own))
             self._recover(own, reason)
 
     def _ask_again(self, names: list[bytes]) -> None:

@@ -45,7 +45,7 @@ class RemoteOutput:
         self._cluster = cluster
         self._tasks = tasks
         self._directory = os.path.join(broker.config.directory, "logs")
-        self._host = cluster.address.rpartition(":")[0].encode()
+        self._host = cluster.address.rpartition(":")[0].strip("[]").encode()
         self._offsets: dict[str, int] = {}
         """Of each file of a worker of a foreign job: how much of it has left."""
         self._events = 0

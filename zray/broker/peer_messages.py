@@ -21,6 +21,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from zray.broker.membership import BEAT_S, Change, NodeInfo, NodeLoad
+from zray.broker.placement_groups import Held
 from zray.placing import GroupSpec
 from zray.task import ActorSpec, CallShape, JobSpec, LaneTag, TaskSpec
 
@@ -159,13 +160,11 @@ class Ask(PeerMessage, frozen=True):
 
 
 class Piece(PeerMessage, frozen=True):
-    """Source -> who asked: the bytes in the next part are this piece of that version of that value."""
+    """Source -> who asked: the data that comes with this is this piece of that version of that value."""
 
     id: bytes
     version: int
     index: int
-    crc: int
-    """CRC-32C of the bytes as they lay at the source."""
 
 
 class NotYet(PeerMessage, frozen=True):
@@ -294,6 +293,17 @@ class Unfetch(PeerMessage, frozen=True):
 
     id: bytes
     version: int
+
+
+class AskStream(PeerMessage, frozen=True):
+    """Who wants values -> who has some: may it come for them with a stream (`zray.value_streams`)? Answer: StreamIs."""
+
+
+class StreamIs(PeerMessage, frozen=True):
+    """Who was asked by `AskStream` -> who asked: what to show at the port of this node; an empty secret: none can be had."""
+
+    ticket: int
+    secret: bytes
 
 
 class Located(PeerMessage, frozen=True):
@@ -644,6 +654,18 @@ class AskGroup(PeerMessage, frozen=True):
     group: bytes
 
 
+class BundlesKept(PeerMessage, frozen=True):
+    """Node -> the next head, when it has taken the node back: which bundles are held here. Answer: for each known group GroupIs or
+    GroupGone; and ReleaseBundles for what the last head did not bring to an end."""
+
+    held: list[Held]
+    known: list[bytes]
+    """Groups of which something is known here, or waited for."""
+    over: list[int]
+    """Jobs that have ended here, which the last head may not have heard of."""
+    load: NodeLoad
+
+
 class Want(PeerMessage, frozen=True):
     """Who was lent objects -> who lent them: as soon as they are there, send small values, and say where large ones are."""
 
@@ -726,9 +748,12 @@ KINDS: Final[dict[int, type[PeerMessage]]] = {
     56: GroupIs,
     57: GroupGone,
     58: AskGroup,
+    59: BundlesKept,
     90: Fetch,
     91: NotFetched,
     92: Unfetch,
+    93: AskStream,
+    94: StreamIs,
     60: Located,
     61: GetValues,
     62: NoCopy,

@@ -13,12 +13,20 @@ attempt that fails is given back everywhere, also where no answer has come yet: 
 bundle that it takes after all is given back right after. Attempts are numbered; answers to earlier ones change nothing.
 
 The machine trusts what nodes say is free only for choosing: a node that has less refuses, and the group waits.
+
+A head may follow another one. It begins with the groups as their rows have them (`take_over`), and every node tells it what it holds
+(`reported`). A row says that a bundle is somewhere only when a node holds it, and it is stored before anybody hears of it, so
+
+    open on a node  =>  the row of the group has the node for that bundle, or says that the group is gone
+    held on a node for an attempt of an earlier head, and not that node's by the row  =>  the attempt died with that head: it is given back
+
+Attempts of later heads have higher numbers than those of earlier ones. Nothing is placed on a node before it has reported.
 """
 
 from __future__ import annotations
 
 import enum
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
@@ -27,13 +35,17 @@ from zray.placing import GROUP_STRATEGIES, GroupSpec
 from zray.resources import shown
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping, Sequence
 
 _REFUSED_S: Final = 0.01
 """A node refused (what it has said was out of date): the group is tried again after this time, ..."""
 _REFUSED_MAX_S: Final = 1.0
 """... which doubles up to this."""
 _TOMBSTONES: Final = 10_000
+_GATHER_S: Final = 2.0
+"""A new head places nothing for so long, unless all nodes have reported before: the first to report would get everything."""
+ATTEMPTS_A_LIFE: Final = 1 << 32
+"""Attempts that one head makes at most; those of the next one have higher numbers."""
 NEVER: Final = float("inf")
 
 
@@ -45,6 +57,26 @@ class Phase(enum.IntEnum):
     CREATED = 2
     RESCHEDULING = 3
     """Some bundles were lost with their nodes and have no others yet."""
+
+
+class Kept(NamedTuple):
+    """A group, as its row has it."""
+
+    spec: GroupSpec
+    home: bytes
+    nodes: tuple[bytes, ...]
+    """As in `PlacementGroupRow`."""
+    gone: str = ""
+    """Why it is gone; empty: it is not."""
+
+
+class Held(msgspec.Struct, frozen=True, array_like=True):
+    """A bundle that a node holds."""
+
+    group: bytes
+    index: int
+    attempt: int
+    is_open: bool
 
 
 class Action(msgspec.Struct, frozen=True):
@@ -117,25 +149,113 @@ class _Group:
 
 
 class _Member:
-    __slots__ = ("free", "labels", "total")
+    __slots__ = ("free", "labels", "reported", "total")
 
     def __init__(self, total: Mapping[str, int], labels: Mapping[str, str]) -> None:
         self.total = dict(total)
         self.free = dict(total)
         self.labels = dict(labels)
+        self.reported = True
+        """False: what it holds was asked for by an earlier head, and it has not told this one yet."""
 
 
 class PlacementGroups:
     """The machine. Methods return actions, to be carried out in order."""
 
-    def __init__(self) -> None:
+    def __init__(self, life: int = 0) -> None:
+        """life: of the head; each has a higher number than those before."""
         self._members: dict[bytes, _Member] = {}
         self._groups: dict[bytes, _Group] = {}
         self._names: dict[tuple[str, str], bytes] = {}
         self._gone: dict[bytes, str] = {}
-        self._attempts = 0
+        self._first = self._attempts = life * ATTEMPTS_A_LIFE
         self._changed = False
         """Something may fit now that did not."""
+        self._gather_until = 0.0
+        """Until when nothing is placed unless all nodes have reported; 0: that is over."""
+
+    # -- heads that follow others --------------------------------------------------------------------------------------------
+
+    def take_over(self, kept: Sequence[Kept], there: Collection[bytes], now: float) -> list[Action]:
+        """Go on with the groups of an earlier head. All nodes that were seen (and no others) may hold bundles, and have to report.
+
+        Args:
+            kept: all groups of which there is a row, oldest first.
+            there: all nodes that are not dead, also those that only connect drivers.
+            now: seconds.
+        """
+        for member in self._members.values():
+            member.reported = False
+        self._gather_until = now + _GATHER_S
+        self._changed = True
+        out: list[Action] = []
+        for spec, home, nodes, gone in kept:
+            if gone:
+                self._bury(spec.id, gone)
+                continue
+            group = self._groups[spec.id] = _Group(spec, home)
+            if spec.name:
+                self._names[spec.namespace, spec.name] = spec.id
+            if home not in there and not spec.detached:
+                out += self.remove(spec.id, "the node of its job's driver is dead")
+                continue
+            if nodes:
+                group.nodes = [node if node in self._members else b"" for node in nodes]
+                group.phase = Phase.CREATED if all(group.nodes) else Phase.RESCHEDULING
+                if tuple(group.nodes) != nodes:
+                    out.append(Announce(spec, tuple(group.nodes), False))
+        return out
+
+    def reported(self, node: bytes, held: Sequence[Held], over: Sequence[int], now: float) -> list[Action]:
+        """A node says what it holds for an earlier head, and which of its drivers' jobs have ended without that head knowing, perhaps.
+
+        Groups that are gone are not given back here: whoever names one is told that it is gone.
+        """
+        member = self._members.get(node)
+        out = [action for job in over for action in self.job_ended(job)]
+        if member is None:
+            return out
+        member.reported = True
+        self._changed = True
+        there = {(bundle.group, bundle.index) for bundle in held}
+        for group in self._groups.values():
+            mine = [index for index, at in enumerate(group.nodes) if at == node]
+            out += self._lose(group, [index for index in mine if (group.spec.id, index) not in there])
+        for bundle in held:
+            out += self._settle(node, member, bundle)
+        return out + self._try_all(now)
+
+    def _lose(self, group: _Group, indices: Sequence[int]) -> list[Action]:
+        """Bundles are not where they were."""
+        if not indices:
+            return []
+        out = self._give_up(group) if group.phase == Phase.PREPARING else []
+        for index in indices:
+            group.nodes[index] = b""
+        group.phase = Phase.RESCHEDULING
+        self._changed = True
+        return [*out, Announce(group.spec, tuple(group.nodes), False)]
+
+    def _settle(self, node: bytes, member: _Member, bundle: Held) -> list[Action]:
+        """See whether a bundle that a node holds is one that it should hold."""
+        group = self._groups.get(bundle.group)
+        if group is None or bundle.attempt > self._first or group.nodes[bundle.index] == node:
+            return []  # gone, or asked for by this head, or as it should be
+        if not bundle.is_open:
+            for name, units in group.spec.bundles[bundle.index].items():
+                member.free[name] = member.free.get(name, 0) + units
+            return [GiveBack(node, bundle.group, bundle.attempt)]
+        if group.phase == Phase.PREPARING or group.nodes[bundle.index]:
+            return []
+        # The storage has lost its newest rows (its machine has lost power), and with them what everybody was told.
+        group.nodes[bundle.index] = node
+        complete = all(group.nodes)
+        group.phase = Phase.CREATED if complete else Phase.RESCHEDULING
+        return [Announce(group.spec, tuple(group.nodes), complete)]
+
+    @property
+    def _is_gathering(self) -> bool:
+        return self._gather_until > 0 and not all(member.reported for member in self._members.values())
 
     # -- what is there ----------------------------------------------------------------------------------------------------
 
@@ -144,10 +264,10 @@ class PlacementGroups:
         found = self._groups.get(group)
         return None if found is None else found.phase
 
-    def where(self, group: bytes) -> tuple[GroupSpec, tuple[bytes, ...]] | None:
-        """Return a group and the nodes of its bundles, if it was announced and is not gone."""
+    def where(self, group: bytes, or_nowhere: bool = False) -> tuple[GroupSpec, tuple[bytes, ...]] | None:
+        """Return a group and the nodes of its bundles, if it is not gone and has some, or (or_nowhere) even if it has none."""
         found = self._groups.get(group)
-        if found is None or not any(found.nodes):
+        if found is None or not (any(found.nodes) or or_nowhere):
             return None
         return found.spec, tuple(found.nodes)
 
@@ -160,6 +280,8 @@ class PlacementGroups:
     @property
     def wake_at(self) -> float:
         """When `tick` is wanted at the latest (seconds)."""
+        if self._is_gathering:
+            return self._gather_until
         if self._changed and any(group.phase != Phase.CREATED for group in self._groups.values()):
             return 0.0
         return min((group.retry_at for group in self._groups.values() if group.retry_at), default=NEVER)
@@ -187,8 +309,7 @@ class PlacementGroups:
 
     def node_gone(self, node: bytes, reason: str, now: float) -> list[Action]:
         """A node is dead, and with it the bundles that it held and the groups of drivers on it."""
-        if self._members.pop(node, None) is None:
-            return []
+        self._members.pop(node, None)
         out: list[Action] = []
         for group in list(self._groups.values()):
             if group.home == node and not group.spec.detached:
@@ -196,13 +317,7 @@ class PlacementGroups:
                 continue
             if group.phase == Phase.PREPARING and node in group.plan.values():
                 out += self._give_up(group)
-            if node in group.nodes:
-                group.nodes = [b"" if at == node else at for at in group.nodes]
-                if group.phase == Phase.PREPARING:
-                    out += self._give_up(group)
-                group.phase = Phase.RESCHEDULING
-                self._changed = True
-                out.append(Announce(group.spec, tuple(group.nodes), False))
+            out += self._lose(group, [index for index, at in enumerate(group.nodes) if at == node])
         return out + self._try_all(now)
 
     # -- groups --------------------------------------------------------------------------------------------------------------
@@ -240,11 +355,14 @@ class PlacementGroups:
             return []
         out = self._give_up(group) if group.phase == Phase.PREPARING else []
         self._names.pop((group.spec.namespace, group.spec.name), None)
-        self._gone[group_id] = reason
-        if len(self._gone) > _TOMBSTONES:
-            del self._gone[next(iter(self._gone))]
+        self._bury(group_id, reason)
         out.append(Withdraw(group.spec, reason))
         return out
+
+    def _bury(self, group: bytes, reason: str) -> None:
+        self._gone[group] = reason
+        if len(self._gone) > _TOMBSTONES:
+            del self._gone[next(iter(self._gone))]
 
     def job_ended(self, job: int) -> list[Action]:
         """A job is over, and with it its groups, unless they are detached."""
@@ -295,9 +413,13 @@ class PlacementGroups:
 
     def tick(self, now: float) -> list[Action]:
         """Try again what may fit now."""
+        if now >= self._gather_until:
+            self._gather_until = 0.0
         return self._try_all(now) if self.wake_at <= now else []
 
     def _try_all(self, now: float, only: _Group | None = None) -> list[Action]:
+        if self._is_gathering:
+            return []
         out: list[Action] = []
         changed = self._changed
         for group in [only] if only is not None else list(self._groups.values()):
@@ -314,7 +436,7 @@ class PlacementGroups:
         missing = group.missing()
         wanted = [Wanted(index, spec.bundles[index], spec.requirements(index)) for index in missing]
         present = [node for node in group.nodes if node]
-        rooms = [Room(node, member.free, member.labels) for node, member in self._members.items()]
+        rooms = [Room(node, member.free, member.labels) for node, member in self._members.items() if member.reported]
         plan = pack(spec.strategy, wanted, rooms, present)
         if plan is None:
             return self._doubt(group, wanted, present)

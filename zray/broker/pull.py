@@ -1,14 +1,14 @@
 """Getting values from other nodes, piece by piece: which piece is asked of whom, and when again.
 
 Covers the receiver's decisions about all values that this node is getting: windows, several sources at once, sources that name others, pieces
-that are lost or damaged, sources that fall silent or die. Does not cover bytes or sockets (`bulk`), the other side (`serving`), or which values
+that are lost, sources that fall silent or die. Does not cover bytes or sockets (`bulk`), the other side (`serving`), or which values
 are wanted and what becomes of lost ones (`object_exchange`).
 
 Theory. A value of a version is `count` pieces, each of which is
 
-    MISSING --asked of a source--> ASKED --its bytes came, and their sum is right--> THERE
+    MISSING --asked of a source--> ASKED --its bytes came--> THERE
        ^                             |
-       +-----------------------------+   the connection broke, the source fell silent, has it not, or sent other bytes
+       +-----------------------------+   the connection broke (damaged bytes break it, too), the source fell silent, or has it not
 
 and it is whole when all are THERE. What is ASKED of one source is at most a window, for all values together, and nobody sends what was not
 asked for: so a slow receiver, or a slow disk below it, holds up its sources and nothing else. Values are begun in the order in which they were
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 WINDOW_BYTES: Final = 8 << 20
-"""Most that is asked of one source at a time."""
+"""Most that is asked of one source at a time; more is asked for when half of it has come, several pieces at once."""
 STALL_S: Final = 5.0
 """Seconds after which a source that was asked and is not heard is asked no more, as long as there are others; then it is connected to anew."""
 PATIENCE_S: Final = 15.0
@@ -36,8 +36,6 @@ PATIENCE_S: Final = 15.0
 _STALL_MAX_S: Final = 20.0
 LATE_S: Final = 0.5
 """Seconds after which a piece is also asked of a source that has nothing else to send, when only such pieces are left."""
-MOST_DAMAGED: Final = 8
-"""Damaged pieces of one value after which a source is none."""
 _SMALLEST_PIECE: Final = 128 << 10
 _PIECES: Final = 16
 """A value travels in so many pieces at least, as far as its size allows: the next one is encrypted while the last is decrypted."""
@@ -123,7 +121,6 @@ class _Pull:
     __slots__ = (
         "bad",
         "count",
-        "damaged",
         "left",
         "missing",
         "named",
@@ -160,7 +157,6 @@ class _Pull:
         """Nodes that were named and did not help."""
         self.told: dict[bytes, None] = {}
         """Nodes that were asked, to be told of the end."""
-        self.damaged: dict[bytes, int] = {}
         self.reasons: dict[bytes, str] = {}
         self.opening = self.opened = False
 
@@ -182,7 +178,6 @@ class Pulls:
         self._sources: dict[bytes, _Source] = {}
         self.repeated = 0
         """Pieces that came although they were there."""
-        self.damaged = 0
         self.strays = 0
         """Pieces of values or versions that are not (any more) wanted."""
 
@@ -258,26 +253,17 @@ class Pulls:
             return None
         return index * pull.piece_bytes
 
-    def came(self, node: bytes, object_: bytes, index: int, good: bool, now: float) -> list[Action]:
-        """The piece that `place_of` had a place for is in it (good), or its bytes are not those that were sent."""
+    def came(self, node: bytes, object_: bytes, index: int, now: float) -> list[Action]:
+        """The piece that `place_of` had a place for is in it."""
         pull = self._pulls.get(object_)
         if pull is None:
             return []
-        asked = self._not_asked(node, pull, index)
-        if good:
-            pull.there[index] = 1
-            pull.left -= 1
-            if not asked and index in pull.missing:
-                pull.missing.remove(index)  # it was given up, and came all the same
-            if not pull.left:
-                return [*self._end(pull, Whole(object_)), *self._next(now)]
-            return self._next(now)
-        self.damaged += 1
-        if asked:
-            self._missing_again(pull, index)
-        pull.damaged[node] = pull.damaged.get(node, 0) + 1
-        if pull.damaged[node] >= MOST_DAMAGED:
-            return self._no_source(pull, node, f"{pull.damaged[node]} pieces of it came damaged", now)
+        if not self._not_asked(node, pull, index) and index in pull.missing:
+            pull.missing.remove(index)  # it was given up, and came all the same
+        pull.there[index] = 1
+        pull.left -= 1
+        if not pull.left:
+            return [*self._end(pull, Whole(object_)), *self._next(now)]
         return self._next(now)
 
     def _not_asked(self, node: bytes, pull: _Pull, index: int) -> bool:
@@ -473,9 +459,14 @@ class Pulls:
         source = self._sources[node]
         return source.connected and source.asked_bytes < self._window
 
+    def _may_be_asked(self, node: bytes) -> bool:
+        """Whether to ask a source for more now, as much as it has room for."""
+        source = self._sources[node]
+        return source.connected and source.asked_bytes <= self._window // 2
+
     def _ask(self, pull: _Pull, asking: list[bytes], now: float) -> Iterator[Action]:
         asks: dict[bytes, list[int]] = {}
-        ready = [node for node in asking if self._has_room(node)]
+        ready = [node for node in asking if self._may_be_asked(node)]
         while ready and pull.missing:
             node = min(ready, key=lambda node: self._sources[node].asked_bytes)
             index = pull.missing.pop()

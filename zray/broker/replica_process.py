@@ -24,7 +24,7 @@ from zray.gcs.replication.timing import Timing
 from zray.gcs.replication.vote_file import VoteFile
 from zray.gcs.service import GcsService
 from zray.peer_transport import ClusterKey, PeerSockets
-from zray.transport import Context, Poller, ipc_endpoint
+from zray.transport import Context, Poller, bracketed, ipc_endpoint
 
 STEP: Final = 256
 """Events that are taken in before what they led to is sent."""
@@ -65,7 +65,7 @@ class ReplicaProcess:
         self._inbox = self._context.inbox(ipc_endpoint(config.directory, f"r{os.getpid()}"))
         self.poller = Poller(self._inbox)
         sockets = PeerSockets(self._context, own, ClusterKey.read(config.key_file), self.poller)
-        self.address = f"{config.host}:{sockets.listen(config.host, config.port)}"
+        self.address = f"{bracketed(config.host)}:{sockets.listen(config.host, config.port)}"
         self.links = Links(sockets, Prober(self.poller), own)
         self.service = GcsService(None, config.directory, shards=config.shards)
         self.replica = StoreReplica(

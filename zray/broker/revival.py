@@ -60,10 +60,10 @@ def end_rows_of(gcs: GcsService, node: bytes, reason: str) -> None:
             gcs.delete_row(ActorNameRow, key_of(name))
 
 
-def end_groups(gcs: GcsService) -> None:
-    """Placement groups live in the head's memory: those of its last life are gone."""
+def end_old_groups(gcs: GcsService) -> None:
+    """Earlier versions kept placement groups in the head's memory: those of which there is only such a row are gone."""
     for group in gcs.rows(PlacementGroupRow):
-        if group.state != GroupState.REMOVED:
+        if group.spec is None and group.state != GroupState.REMOVED:
             gcs.put_row(msgspec.structs.replace(group, state=GroupState.REMOVED))
 
 

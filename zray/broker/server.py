@@ -101,6 +101,7 @@ class Broker:
         self.started = time.time()
         self.malformed = 0
         self.running = True
+        self._told_to_stop = False
         self._jobs_seen = 0
         self._early: dict[bytes, list[tuple[float, e.Event]]] = {}
         self._warned: set[tuple[int, str]] = set()
@@ -186,7 +187,7 @@ class Broker:
             traceback.print_exc()
             self._end(keep_log=True)
             raise
-        self._end()
+        self._end(keep_log=bool(self.heirs))
 
     @property
     def wake_at(self) -> float:
@@ -229,6 +230,8 @@ class Broker:
         self.records.gcs.commit()
         if cluster is not None:
             cluster.end_round(time.monotonic())
+            if self.remote is not None:
+                self.remote.flush()
 
     def _serve_inbox(self) -> None:
         for _ in range(_FRAMES_PER_ROUND):
@@ -558,7 +561,7 @@ class Broker:
                 self.running = False
             elif fd == self.forks.fileno():
                 self.ends.serve_fork_parent()
-            elif self.sharing is not None and fd == self.sharing.exchange.transfer.fileno():
+            elif self.sharing is not None and fd in self.sharing.exchange.transfer.descriptors:
                 self.sharing.exchange.transfer.take_in()
             else:
                 for number, job in list(self.jobs.items()):
@@ -638,7 +641,8 @@ class Broker:
             self._jobs_seen = revival.newest_job(gcs, JOB_BITS)
             if self.cluster.last_head:
                 revival.end_rows_of(gcs, self.cluster.last_head, "the head was started again")
-                revival.end_groups(gcs)
+                revival.end_old_groups(gcs)
+                self.groups.take_over(self.cluster.lives)
                 self.records.gcs.abandon_tasks()
                 revival.make_again(self)
             self.records.on_alive = lambda actor: revival.keep_creation(self, actor)
@@ -662,8 +666,8 @@ class Broker:
         assert self.cluster is not None
         gcs = self.records.tables = self.cluster.gcs
         self.records.on_alive = lambda actor: revival.keep_creation(self, actor)
-        revival.end_groups(gcs)
-        self.groups.become_head()
+        revival.end_old_groups(gcs)
+        self.groups.take_over(self.cluster.lives)
         self.records.share_all()
         revival.make_again(self)
 
@@ -685,7 +689,6 @@ class Broker:
         self.lanes = Lanes(self, cluster)
         self.output = RemoteOutput(self, cluster, remote)
         self.scheduler.node.locations = sharing.locations
-        self.poller.add(exchange.transfer.fileno())
         cluster.on_peer = self._peer_changed
         cluster.serve_also(pm.RunTasks, remote.run)
         cluster.serve_also(pm.TasksEnded, self._ended_elsewhere)
@@ -701,8 +704,8 @@ class Broker:
         cluster.serve_also(pm.Lost, lambda _, m: sharing.lost_at_lender(m))
         cluster.serve_also(pm.GiveBack, lambda node, m: sharing.given_back(node, m.ids))
         cluster.serve_also(pm.Value, exchange.received)
-        cluster.serve_also(pm.Ask, exchange.transfer.asked)
-        cluster.serve_also(pm.Took, exchange.transfer.took)
+        cluster.serve_also(pm.AskStream, lambda node, _: exchange.transfer.stream_wanted(node))
+        cluster.serve_also(pm.StreamIs, exchange.transfer.stream_is)
         by_link = exchange.transfer.by_link
         cluster.serve_also(pm.Fetch, by_link.asked)
         cluster.serve_also(pm.Chunk, by_link.chunk)
@@ -790,9 +793,16 @@ class Broker:
                 file.write(f"\x1ezray\x1f\n{text}\n")
         self.store.add_global(wire.GLOBAL_LOG_EVENTS, 1)
 
+    @property
+    def heirs(self) -> list[str]:
+        """host:port of the nodes that know who is the head instead of this one, which was replaced: among them it may come back. Empty when it
+        was not, or is to end."""
+        return [] if self.cluster is None or self._told_to_stop else self.cluster.succession.replaced_by
+
     def stop(self) -> None:
         """End the node after the current round."""
         self.running = False
+        self._told_to_stop = True
 
     def _end(self, keep_log: bool = False) -> None:
         """Leave nothing: no worker, no socket, no file. The segment goes with the last process that maps it."""
@@ -812,6 +822,8 @@ class Broker:
         shutil.rmtree(self.config.spill_directory, ignore_errors=True)
         if not keep_log:
             shutil.rmtree(self.config.directory, ignore_errors=True)
+            if self.config.first_directory:
+                shutil.rmtree(self.config.first_directory, ignore_errors=True)
 
 
 def kill_group_of_fork_parent(pid: int) -> None:

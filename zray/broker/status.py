@@ -75,7 +75,7 @@ def _node(info: NodeInfo, host: str, state: str, *, head: bool = True) -> dict[s
 
 
 def _host(info: NodeInfo) -> str:
-    return info.address.rpartition(":")[0]
+    return info.address.rpartition(":")[0].strip("[]")
 
 
 def cluster_resources(broker: Broker, _: str) -> dict[str, float]:
@@ -109,6 +109,8 @@ def statistics(broker: Broker, _: str) -> dict[str, Any]:
         found["refused_connections"] = broker.cluster.links.sockets.refused
         if broker.lanes is not None:
             found["refused_connections"] += broker.lanes.refused
+        if broker.sharing is not None and broker.sharing.exchange.transfer.giver is not None:
+            found["refused_connections"] += broker.sharing.exchange.transfer.giver.refused
         found["malformed_peer_frames"] = broker.cluster.links.malformed
         found["frames_not_passed"] = broker.cluster.links.not_passed
         found["clients"] = len(broker.cluster.clients())

@@ -69,7 +69,9 @@ class StoreReplica:
             self.malformed += 1
             print(f"[zray] broker dropped a message of {node.hex()[:8]}: {error}", file=sys.stderr, flush=True)
             return
-        if isinstance(said, rm.Join):
+        if (
+            isinstance(said, rm.Join) and said.place.id == node
+        ):  # else it came over a connection to one that was there before
             self._links.know(node, said.place.address)
         self.member.handle(node, said, now)
 

@@ -36,6 +36,11 @@ _INVITE_S: Final = 0.5
 _OTHERS: Final = 5
 """Other members that a node asks for the head, beside those that keep the tables."""
 PORT_REFUSES: Final = "its broker is gone: its port refuses connections"
+_REPLACED: Final = "another node has become the head while this one did not answer"
+COMES_BACK: Final = (
+    "What was on this node has ended, or runs elsewhere; it begins again as an ordinary node of the cluster: "
+    "connect to it again, or to any other"
+)
 _SUCCEEDED: Final = "another node has become the head"
 STAND_INS: Final = [bytes(15) + bytes((number,)) for number in range(1, 16)]
 """Names for whoever is at an address at which a client asks for its head."""
@@ -64,6 +69,8 @@ class Succession:
         self._invite_at = 0.0
         self._leased_at = 0.0
         """When this head last knew that it is the only one."""
+        self.replaced_by: list[str] = []
+        """Once this node was the head and was replaced: host:port of those that keep the tables now, the head first."""
         self.on_become_head: Callable[[], None] | None = None
         """Told when this node has become the head."""
         cluster.serve_also(pm.BeReplica, self._be_replica)
@@ -200,7 +207,9 @@ class Succession:
         if tables.leads and not cluster.is_head:
             self._become_head(tables, now)
         elif cluster.is_head and not tables.leads:
-            cluster.end("another node has become the head while this one did not answer")
+            places = dict([*self.serving.chain, *self.serving.council])
+            self.replaced_by = [where for node, where in places.items() if node != cluster.own]
+            cluster.end(f"{_REPLACED}. {COMES_BACK}")
             return
         elif self.is_replaced:
             cluster.follow(cluster.watch.succeeded(_SUCCEEDED, now))

@@ -282,7 +282,9 @@ class TaskEvents:
         if not tasks.counts(worker, spec.id):
             worker.ghosts -= 1
         elif status == wire.DONE_SKIPPED:
-            if not tasks.withdraw(worker, spec.id):
+            if tasks.withdraw(worker, spec.id):
+                tasks.refused(spec)
+            else:
                 # No other copy is left, yet somebody had claimed it: that worker sealed it and died before it could say
                 # so.
                 tasks.home.pop(spec.id, None)

@@ -11,6 +11,7 @@ a queue; no record of its own. `home[task]` says where it is, by the type of the
     TaskQueue   queued                                                     -> Worker, ended
     Worker      handed to exactly this worker                              -> Shared, TaskQueue (death, retry), ended
     Shared      several copies count: with workers, perhaps one queued     -> any of the above, ended
+                (or one that is known to be run, though its worker has said nothing)
     (absent)    ended, or never heard of
 
 Whoever claims a task first in the store runs it, so copies are harmless. A copy that no longer counts stays in its
@@ -136,9 +137,9 @@ class DemandClass:
 
 
 class Shared:
-    """A task of which several copies count."""
+    """A task of which several copies count, or that is known to be run."""
 
-    __slots__ = ("queue", "spec", "workers")
+    __slots__ = ("begun", "queue", "spec", "workers")
 
     def __init__(self, spec: TaskSpec, workers: list[Worker], queue: TaskQueue | None) -> None:
         self.spec = spec
@@ -146,6 +147,8 @@ class Shared:
         """Those that have a copy; no worker twice."""
         self.queue = queue
         """Where it is queued as well."""
+        self.begun = False
+        """One more copy was refused: one of these workers runs it, or has ended it, and has not said so yet."""
 
 
 class TaskTable:
@@ -358,9 +361,18 @@ class TaskTable:
         else:
             self.home[spec.id] = Shared(spec, [home, worker], None)  # type: ignore[list-item]
 
+    def refused(self, spec: TaskSpec) -> None:
+        """A copy was withdrawn because somebody had claimed the task: any further one would be refused as well. That holds until a worker that
+        has it is gone, or the task gets a new home."""
+        home = self.home[spec.id]
+        if type(home) is Worker:
+            home = self.home[spec.id] = Shared(spec, [home], None)
+        if type(home) is Shared:
+            home.begun = True
+
     def _settle(self, task: bytes, shared: Shared) -> None:
         """Forget that a task was shared when one copy is left."""
-        if shared.queue is None and len(shared.workers) == 1:
+        if shared.queue is None and len(shared.workers) == 1 and not shared.begun:
             self.home[task] = shared.workers[0]
         elif shared.queue is not None and not shared.workers:
             shared.queue.shared -= 1
@@ -372,6 +384,7 @@ class TaskTable:
         if type(home) is not Shared:
             return False
         home.workers.remove(worker)
+        home.begun = False
         if not home.workers and home.queue is None:
             return False
         self._settle(task, home)
@@ -438,8 +451,9 @@ class TaskTable:
         for task, home in self.home.items():
             if type(home) is Shared:
                 assert home.workers, f"{task.hex()} is shared by nobody"
-                assert len(home.workers) + (home.queue is not None) > 1, f"{task.hex()} is shared but has one place"
-                expected += len(home.workers) + (home.queue is not None)
+                places_of = len(home.workers) + (home.queue is not None)
+                assert places_of > 1 or home.begun, f"{task.hex()} is shared but has one place"
+                expected += places_of
             else:
                 expected += 1
         assert places == expected, f"tasks have {places} places, their table names {expected}"

@@ -4,7 +4,7 @@ Covers the seam to who decides what travels (`object_exchange`): `version_of`, `
 ask for. Values from a node that this one cannot connect to, because it or this one is a client, come over the ordinary link
 (`link_values`). Does not cover which values are wanted, announcing them, sealing, or what becomes of lost ones.
 
-A piece is sent from where it lies (the store, a mapped file, or a value that is itself still coming): ZeroMQ reads it there when it encrypts, and
+A piece is sent from where it lies (the store, a mapped file, or a value that is itself still coming): `giver` reads it there when it encrypts, and
 a pin keeps it in place until then.
 """
 
@@ -12,21 +12,22 @@ from __future__ import annotations
 
 import collections
 import secrets
+import time
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
-from zray import _store, errors
+from zray import errors
 from zray.broker import peer_messages as pm
-from zray.broker.bulk import Bulk, Got, NotGot
+from zray.broker.bulk import Bulk, Got, NotGot, WantsStream
+from zray.broker.giver import Giver
 from zray.broker.link_values import LinkValues
 from zray.broker.pull import NEVER, piece_size
 from zray.broker.serving import Branches, Request, Serving
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from zray.broker.links import Links
     from zray.object_store import ObjectRef, ObjectStore, Place
-    from zray.peer_transport import ClusterKey
 
 PIECES_A_TURN: Final = 8
 """Pieces that are sent before other messages have their turn: about half a millisecond."""
@@ -62,7 +63,7 @@ class _Beyond(NamedTuple):
 
 
 class _Token:
-    """Tells when ZeroMQ lets go of a piece."""
+    """Tells when `giver` lets go of a piece."""
 
     __slots__ = ("_left", "_node", "_size")
 
@@ -91,13 +92,36 @@ class _Ends:
 class Transfer:
     """One broker's values on their way to and from other nodes."""
 
-    def __init__(self, own: bytes, key: ClusterKey, links: Links, objects: ObjectStore, receiver: Receiver) -> None:
+    def __init__(
+        self,
+        own: bytes,
+        links: Links,
+        objects: ObjectStore,
+        receiver: Receiver,
+        watch: Callable[[int], object],
+        path: str,
+    ) -> None:
+        """
+        Args:
+            own: id of this node.
+            links: to others.
+            objects: where values are, and come.
+            receiver: told of the ends of pulls.
+            watch: called with the descriptors that become readable when `take_in` is worth calling.
+            path: of the socket where the door hands over connections of those who want values; empty: there is no door.
+        """
         self._own = own
         self._links = links
         self._objects = objects
         self._store = objects.store
         self._receiver = receiver
-        self.bulk = Bulk(own, key, objects, links.address_of)
+        self.bulk = Bulk(own, objects, links.address_of)
+        self.giver = Giver(path) if path else None
+        self.descriptors = {self.bulk.fileno()}
+        if self.giver is not None:
+            self.descriptors.add(self.giver.fileno())
+        for descriptor in self.descriptors:
+            watch(descriptor)
         self.serving = Serving()
         self.branches = Branches(own)
         self._versions: dict[bytes, int] = {}
@@ -109,7 +133,7 @@ class Transfer:
         self._offers: dict[bytes, _Offer] = {}
         """Of values that somebody waits for."""
         self._left: collections.deque[tuple[bytes, int]] = collections.deque()
-        """(node, bytes) of pieces that ZeroMQ has let go of; appended to by a thread of pyzmq's."""
+        """(node, bytes) of pieces that `giver` has let go of; appended to by its thread."""
         self._next_tick = 0.0
         self.sent_bytes = 0
 
@@ -177,25 +201,31 @@ class Transfer:
         self.serving.node_gone(node)
         self.branches.node_gone(node)
         self.bulk.node_gone(node, reason)
+        if self.giver is not None:
+            self.giver.node_gone(node)
         self.by_link.node_gone(node, reason)
 
     # -- getting ---------------------------------------------------------------------------------------------------------
 
-    def fileno(self) -> int:
-        """Descriptor that becomes readable when `take_in` is worth calling."""
-        return self.bulk.fileno()
-
     def take_in(self) -> None:
-        """Tell of what has come, and of what cannot be had."""
+        """Tell of what has come, and of what cannot be had; and see to what others ask for."""
         for outcome in self.bulk.outcomes():
-            name = outcome.object
-            if isinstance(outcome, Got):
-                self._got(name, outcome.place)
+            if isinstance(outcome, WantsStream):
+                self._links.send(outcome.node, pm.AskStream(), time.monotonic())
+            elif isinstance(outcome, Got):
+                self._got(outcome.object, outcome.place)
             elif isinstance(outcome, NotGot):
-                self._try_beyond(name, outcome)
+                self._try_beyond(outcome.object, outcome)
             else:
-                self.serving.look_again(name)
+                self.serving.look_again(outcome.object)
+        if self.giver is not None:
+            for node, frame in self.giver.came():
+                self._asked_by(node, frame)
         self.pump()
+
+    def stream_is(self, node: bytes, message: pm.StreamIs) -> None:
+        """A node that has values has answered to `AskStream`."""
+        self.bulk.stream(node, message.ticket, message.secret)
 
     def _try_beyond(self, name: bytes, outcome: NotGot) -> None:
         """No node that this one can connect to has a value (any more): others may."""
@@ -221,12 +251,32 @@ class Transfer:
 
     # -- giving ----------------------------------------------------------------------------------------------------------
 
+    def stream_wanted(self, node: bytes) -> None:
+        """A node wants to come for values."""
+        ticket, secret = (0, b"") if self.giver is None else self.giver.expect(node)
+        self._links.send(node, pm.StreamIs(ticket, secret), time.monotonic())
+
+    def _asked_by(self, node: bytes, frame: bytes) -> None:
+        try:
+            message = pm.decode(frame)
+        except pm.PeerFrameError:
+            return
+        if isinstance(message, pm.Ask):
+            self.asked(node, message)
+        elif isinstance(message, pm.Took):
+            self.took(node, message)
+
+    def _answer(
+        self, node: bytes, message: pm.PeerMessage, data: memoryview | None = None, token: object = None
+    ) -> bool:
+        return self.giver is not None and self.giver.send(node, pm.encode(message), data, token)
+
     def asked(self, node: bytes, message: pm.Ask) -> None:
         """A node asks for pieces of a value."""
         name = message.id
         offer = self._offer(name, message.version)
         if offer is None or message.piece_bytes != piece_size(len(offer.view)):
-            self._links.send_bulk(node, pm.NotHere(name, message.version, "it has not that version of it"))
+            self._answer(node, pm.NotHere(name, message.version, "it has not that version of it"))
             return
         count = -(-len(offer.view) // message.piece_bytes)
         if offer.there is None and not self._links.is_client(node):  # a client can get it from here only
@@ -234,7 +284,7 @@ class Transfer:
             source = self.branches.source_for(name, message.version, count, node, message.avoid)
             address = self._links.address_of(source) if source != self._own else None
             if address:
-                self._links.send_bulk(node, pm.Elsewhere(name, message.version, source, address))
+                self._answer(node, pm.Elsewhere(name, message.version, source, address))
                 return
         pieces = [index for index in message.pieces if 0 <= index < count]
         self.serving.ask(node, [Request(name, message.version, message.piece_bytes, index) for index in pieces])
@@ -260,7 +310,7 @@ class Transfer:
         name, version, piece_bytes, index = request
         offer = self._offer(name, version)
         if offer is None:
-            self._links.send_bulk(node, pm.NotHere(name, version, "it has it no more"))
+            self._answer(node, pm.NotHere(name, version, "it has it no more"))
             return
         if offer.there is not None and not offer.there[index]:
             self.bulk.watch(name)
@@ -268,11 +318,11 @@ class Transfer:
                 self.serving.set_aside(node, request)
                 return
         piece = offer.view[index * piece_bytes : (index + 1) * piece_bytes]
-        message = pm.Piece(name, version, index, _store.crc32c(piece))
+        message = pm.Piece(name, version, index)
         token = _Token(self._left, node, len(piece))
         self.serving.sent(node, len(piece))
         self.sent_bytes += len(piece)
-        if not self._links.send_bulk(node, message, _store.KeepAlive(piece, token)):
+        if not self._answer(node, message, piece, token):
             self.serving.node_gone(node)
 
     def _offer(self, name: bytes, version: int) -> _Offer | None:
@@ -306,7 +356,7 @@ class Transfer:
         self._offers.pop(name, None)
         self.by_link.not_here(name, reason)
         for node, version in self.serving.forget(name):
-            self._links.send_bulk(node, pm.NotHere(name, version, reason))
+            self._answer(node, pm.NotHere(name, version, reason))
 
     # -- time ------------------------------------------------------------------------------------------------------------
 
@@ -328,11 +378,13 @@ class Transfer:
             del self._offers[name]
         for name, receivers in self.serving.waiting().items():
             for node, version in receivers.items():
-                self._links.send_bulk(node, pm.NotYet(name, version))
+                self._answer(node, pm.NotYet(name, version))
 
     def close(self) -> None:
         """End all transfers."""
         self.bulk.close()
+        if self.giver is not None:
+            self.giver.close()
         self._beyond.clear()
         self.by_link.close()
         self._offers.clear()

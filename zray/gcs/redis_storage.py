@@ -247,7 +247,9 @@ class RedisStorage:
     def _refused(self, what: str, text: str) -> StorageError:
         word = text.partition(" ")[0]
         if word == "TAKEN":
-            return StorageTaken(f"another head has taken {self.place}")
+            return StorageTaken(
+                f"another head has taken {self.place}. Start this machine again as a node of that one: zray start --address HOST:PORT --key FILE"
+            )
         if word == "BEHIND":
             return StorageBehind(f"the server of {self.place} has lost writes that it had acknowledged")
         return StorageError(f"{what} {self.place}: {text}")

@@ -332,7 +332,7 @@ class GcsService:
 
     def commit(self) -> None:
         """End a round: store its changes, then publish and answer. Never raises: what storage refuses is refused."""
-        if self._pending or self._held:
+        while self._pending or self._held:  # what was told that something is stored may have written in turn
             self._store_round()
 
     def _store_round(self) -> None:

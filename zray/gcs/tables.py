@@ -22,6 +22,7 @@ from typing import Final, TypeVar, cast
 import msgspec
 
 from zray.ids import ID_SIZE
+from zray.placing import GroupSpec
 from zray.task import ActorSpec, CallShape, JobSpec, TaskSpec
 
 ANY: Final = -1
@@ -244,6 +245,12 @@ class PlacementGroupRow(GcsRow, frozen=True, array_like=True):
     name: str = ""
     namespace: str = ""
     detached: bool = False
+    spec: GroupSpec | None = None
+    """By what the next head goes on with it (bundles above are rounded, for people); None in rows of earlier versions."""
+    home: bytes = b""
+    """Node of its job's driver: the group ends with it, unless it is detached."""
+    reason: str = ""
+    """Why it was removed, for people."""
 
 
 class EventRow(GcsRow, frozen=True, array_like=True):

@@ -198,11 +198,14 @@ def status(file: str | None, as_json: bool) -> None:
         run = asyncio.run(go())
     if as_json:
         shown = [row.as_json() for row in board.rows.values()]
-        click.echo(json.dumps({"hosts": shown, "strangers": run.strangers, "jobs": run.jobs, **run.totals}))
+        found = {"hosts": shown, "strangers": run.strangers, "jobs": run.jobs, "cluster": run.tables, **run.totals}
+        click.echo(json.dumps(found))
     else:
         from rich.console import Console
 
         Console().print(rows.table(board.rows.values(), rows.STATUS, {}))
+        if run.tables:
+            click.echo(rows.tables_line(run.tables))
         for node in run.strangers:
             click.echo(f"node {node['NodeID'][:8]} at {node.get('address')} is on no host of the file")
         for job in run.jobs:

@@ -9,6 +9,7 @@ import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -26,6 +27,8 @@ _VARIABLE: Final = r"[A-Za-z_][A-Za-z0-9_]*"
 _ADDRESS: Final = r"[A-Za-z0-9][A-Za-z0-9_.:-]*"
 _RESERVED: Final = ("ZRAY_RUNTIME_DIR", "ZRAY_ADDRESS", "ZRAY_CLUSTER_KEY")
 _MAX_LIMIT_S: Final = 3600.0
+_REPLICAS: Final = 3
+"""With copies of the tables there are so many: a majority of three outlives one of them."""
 
 
 class Ssh(msgspec.Struct, frozen=True):
@@ -92,12 +95,30 @@ class ClusterFile(msgspec.Struct, frozen=True):
     """Name of a host."""
     hosts: tuple[Host, ...]
     node_timeout: float = 30.0
+    storage: str = "memory"
+    """Where the head's tables survive it, as `zray start --storage` takes it."""
+    replicas: int = 1
+    """Nodes that keep the tables."""
+    head_grace: float | None = None
+    """Seconds for which nodes outlive their head; None: as `zray start` has it."""
     timeout: float = 30.0
     """Seconds that one host may cost, installing left out."""
     max_clock_skew: float = 5.0
     """Seconds."""
     ssh: Ssh = Ssh()
     install: Install = Install()
+
+    @property
+    def outlives_head(self) -> bool:
+        """Whether other nodes may go on without the head: another one leads them then, or they wait for its next life."""
+        return self.replicas > 1 or self.storage != "memory"
+
+    @property
+    def tables(self) -> str:
+        """In words, where the tables are kept; empty: in the head's memory. A storage's name may hold a password: only its kind is told."""
+        if self.replicas > 1:
+            return f"{self.replicas} replicas"
+        return "" if self.storage == "memory" else f"storage {self.storage.partition(':')[0]}"
 
     def host(self, name: str) -> Host:
         """Return a host by name. KeyError: there is none."""
@@ -224,6 +245,44 @@ _ONE_HOST: Final[dict[str, Callable[[Value], Any]]] = {
 }
 
 
+def _storage(value: Value) -> str:
+    """As `zray start --storage` takes it, and told here rather than by the head: what cannot be one is a mistake in this file."""
+    scheme, _, rest = value.string().partition(":")
+    if value.kind != "scalar" or value.text == "memory":
+        return value.text
+    if scheme == "sqlite":
+        if not rest.startswith("/"):
+            value.problem(
+                f"{value.text!r}: an SQLite file's path on the head must be absolute, like sqlite:/var/lib/zray/gcs.db"
+            )
+    elif scheme == "redis+unix":
+        if not rest.startswith("///"):
+            value.problem("must be redis+unix:///SOCKET")
+    elif scheme in ("redis", "rediss"):
+        if not _has_host(value.text):
+            value.problem(f"must be {scheme}://HOST:PORT/DB")
+    else:
+        value.problem(
+            f"{value.text!r} is no storage: memory, sqlite:PATH, redis://HOST:PORT/DB or redis+unix:///SOCKET"
+        )
+    return value.text
+
+
+def _has_host(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return bool(parts.hostname) and parts.port != 0
+    except ValueError:  # the port is no number, or brackets do not fit
+        return False
+
+
+def _replicas(value: Value) -> int:
+    found = value.integer(1)
+    if found not in (1, _REPLICAS):
+        value.problem(f"must be 1 or {_REPLICAS}, not {found}: a majority of {_REPLICAS} outlives one of them")
+    return found
+
+
 def _ssh(value: Value, file: str) -> Ssh:
     found = value.record(
         {
@@ -286,6 +345,9 @@ def _read_cluster(root: Value, file: str) -> ClusterFile | None:
             "name": lambda value: value.string(_NAME, "a name of at most 40 letters, digits, _ . -"),
             "head": _text,
             "node_timeout": lambda value: value.number(0.5, _MAX_LIMIT_S),
+            "storage": _storage,
+            "replicas": _replicas,
+            "head_grace": lambda value: value.number(0.0, _MAX_LIMIT_S),
             "timeout": lambda value: value.number(1.0, _MAX_LIMIT_S),
             "max_clock_skew": lambda value: value.number(0.0),
             "ssh": lambda value: _ssh(value, file),
@@ -305,11 +367,34 @@ def _read_cluster(root: Value, file: str) -> ClusterFile | None:
     if head not in {host.name for host in hosts}:
         line = next(line for key, line, _ in root.parts if key == "head")
         root.problem(f"{head!r} is none of the hosts: {_some([host.name for host in hosts])}", line, "head")
+    if root.file_is_good:
+        _check_tables(root, found, next(host for host in hosts if host.name == head), len(hosts))
     install = found.get("install")
     if install is not None and not install.directory:
         # Not in the cluster's directory: that goes with every `down`.
         found["install"] = msgspec.structs.replace(install, directory=f"~/.zray-cluster/{name}")
     return ClusterFile(file=os.path.abspath(file), head=head, hosts=tuple(hosts), **found)
+
+
+def _check_tables(root: Value, found: dict[str, Any], head: Host, hosts: int) -> None:
+    """See that what is said of the tables fits together, and outlives what it is to outlive."""
+    lines = {key: line for key, line, _ in root.parts}
+    replicas, storage = found.get("replicas", 1), found.get("storage", "memory")
+    if replicas > hosts:
+        root.problem(f"{replicas} replicas need as many hosts; there {_are(hosts)}", lines["replicas"], "replicas")
+    if replicas > 1 and storage != "memory":
+        words = f"replicas (line {lines['replicas']}) keep the tables in memory: either replicas or a storage, not both"
+        root.problem(words, lines["storage"], "storage")
+    if replicas > 1 and found.get("head_grace") == 0:
+        root.problem(
+            "must be above 0 with replicas: nodes have to outlive their head", lines["head_grace"], "head_grace"
+        )
+    if storage.startswith("sqlite:") and storage.partition(":")[2].startswith(f"{head.directory}/"):
+        root.problem(f"lies in {head.directory}, which `down` removes", lines["storage"], "storage")
+
+
+def _are(count: int) -> str:
+    return "is 1" if count == 1 else f"are {count}"
 
 
 def _hosts(value: Value, common: dict[str, Any]) -> list[Host]:

@@ -13,13 +13,15 @@ left alone, and one that was half done is finished:
           -> otherwise                                                                                        -> Start, look again
 
 No step is taken twice for one host: one that did not help the first time is a failure.
+
+With replicas the cluster may have gone on under another head than the file's: then that one is the head, and the file's head a worker.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -85,13 +87,46 @@ class HeadView(msgspec.Struct, frozen=True):
     python: str
     alive: frozenset[str]
     """Ids of nodes that belong to its cluster."""
+    node: str = ""
+    """Its own id."""
 
 
-def settings_digest(host: Host, node_timeout: float) -> str:
+def living(rows: Iterable[dict[str, Any]]) -> frozenset[str]:
+    """Return the ids of nodes that are not dead, of what `zray status --json` tells of nodes."""
+    return frozenset(row["NodeID"] for row in rows if row["state"] != "DEAD")
+
+
+def surviving(facts: HostFacts, found: dict[str, Any]) -> HeadView | None:
+    """Return the head that a host's node has now, which with replicas need not be the file's.
+
+    Args:
+        facts: of a host on which a node runs.
+        found: what `zray status --json` prints there.
+
+    Returns:
+        None: nobody leads its cluster now.
+    """
+    assert facts.node is not None
+    head = next((row for row in found["nodes"] if row.get("is_head") and row["state"] == "ALIVE"), None)
+    if head is None or found["cluster"]["head_lost"]:
+        return None
+    alive = living(found["nodes"])
+    return HeadView(head["address"], facts.node.fingerprint, facts.zray, facts.python, alive, head["NodeID"])
+
+
+def settings_digest(cluster: ClusterFile, host: Host) -> str:
     """Return a digest of all that a node is started with."""
     fields = msgspec.structs.asdict(host)
     kept = {key: value for key, value in fields.items() if key not in ("name", "destination", "ssh_options")}
-    return hashlib.sha256(json.dumps([kept, node_timeout], sort_keys=True).encode()).hexdigest()[:16]
+    own = _head_arguments(cluster) if host.name == cluster.head else []
+    return hashlib.sha256(json.dumps([kept, cluster.node_timeout, own], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _head_arguments(cluster: ClusterFile) -> list[str]:
+    """What `zray start` is told of the cluster's tables."""
+    found = ["--storage", cluster.storage] if cluster.storage != "memory" else []
+    found += ["--replicas", str(cluster.replicas)] if cluster.replicas > 1 else []
+    return found + (["--head-grace", f"{cluster.head_grace:g}"] if cluster.head_grace is not None else [])
 
 
 def install_digest(names: Iterable[tuple[str, bytes]], requirements: Iterable[str], options: Iterable[str]) -> str:
@@ -103,17 +138,17 @@ def install_digest(names: Iterable[tuple[str, bytes]], requirements: Iterable[st
     return digest.hexdigest()[:16]
 
 
-def start_arguments(host: Host, address: str, head: str, node_timeout: float) -> tuple[str, ...]:
+def start_arguments(cluster: ClusterFile, host: Host, address: str, head: str) -> tuple[str, ...]:
     """Return the arguments of `zray start`.
 
     Args:
-        host: as configured.
+        cluster: as configured.
+        host: of it.
         address: where it listens.
         head: host:port of the head; empty: this is the head.
-        node_timeout: seconds.
     """
-    arguments = ["--address", head] if head else ["--head"]
-    arguments += ["--host", address, "--port", str(host.port), "--node-timeout", f"{node_timeout:g}"]
+    arguments = ["--address", head] if head else ["--head", *_head_arguments(cluster)]
+    arguments += ["--host", address, "--port", str(host.port), "--node-timeout", f"{cluster.node_timeout:g}"]
     options = {
         "--num-cpus": host.num_cpus,
         "--num-gpus": host.num_gpus,
@@ -163,7 +198,7 @@ def next_step(
         cluster: the file.
         host: of it.
         facts: as just looked at.
-        head: None: the head does not run (yet), or this is the head.
+        head: None: the head does not run (yet), or this is the head. The file's head has one, too, when another node leads the cluster.
         wanted: digest of what is to be installed; empty: nothing is.
         done: kinds of steps taken for this host since the runner began.
     """
@@ -176,7 +211,7 @@ def next_step(
     if facts.node is not None:
         if not is_head and head is None:
             return AwaitHead()
-        useless = _useless(facts, head)
+        useless = _useless(cluster, facts, head)
         if not useless:
             return Finished(facts.node.address, _differences(cluster, host, facts, wanted))
         return _once(End(useless), done, useless)
@@ -191,19 +226,18 @@ def next_step(
         return Refused("port", facts.port_problem)
     if not is_head and head is None:
         return AwaitHead()
-    arguments = start_arguments(host, facts.address, "" if head is None else head.address, cluster.node_timeout)
-    return _once(
-        Start(arguments, settings_digest(host, cluster.node_timeout)), done, "the node ended right after it began"
-    )
+    arguments = start_arguments(cluster, host, facts.address, "" if head is None else head.address)
+    return _once(Start(arguments, settings_digest(cluster, host)), done, "the node ended right after it began")
 
 
-def _useless(facts: HostFacts, head: HeadView | None) -> str:
+def _useless(cluster: ClusterFile, facts: HostFacts, head: HeadView | None) -> str:
     """Why the node that runs there is of no use; empty: it is."""
     node = facts.node
     assert node is not None
     if head is None:
         return "" if node.head == node.address else f"it belongs to the cluster of {node.head}, and is to be the head"
-    if node.head != head.address:
+    # With replicas the head may be another one than the one that this node was told when it joined; key and head know better.
+    if node.head != head.address and cluster.replicas == 1:
         return f"it belongs to the cluster of {node.head}"
     if node.fingerprint != head.fingerprint:
         return "it has the key of an earlier cluster"
@@ -214,7 +248,7 @@ def _useless(facts: HostFacts, head: HeadView | None) -> str:
 
 def _differences(cluster: ClusterFile, host: Host, facts: HostFacts, wanted: str) -> str:
     changed = [
-        *(["settings"] if facts.settings != settings_digest(host, cluster.node_timeout) else []),
+        *(["settings"] if facts.settings != settings_digest(cluster, host) else []),
         *(["what is installed"] if wanted and facts.installed != wanted else []),
     ]
     return f"runs on with other {' and '.join(changed)} than the file: down, then up" if changed else ""

@@ -109,6 +109,16 @@ def plain_line(row: Row) -> str:
     return f"{row.host}: {cells}{seconds}{'  ' + row.note if row.note else ''}"
 
 
+def tables_line(found: dict[str, Any]) -> str:
+    """Return in words how the head keeps the cluster's tables, as `zray status --json` tells it of the cluster."""
+    if found["replicas"]:
+        line = f"tables on {len(found['replicas'])} of {found['replicas_wanted']} nodes"
+    else:
+        line = f"storage: {found['storage']}"
+    wrong = [found["storage_failure"], f"the head is lost: {found['head_lost']}" if found["head_lost"] else ""]
+    return "; ".join(filter(None, [line, *wrong]))
+
+
 def failures(rows: Iterable[Row]) -> str:
     """Return the report of failures: each host's name, and under it what was said there. Empty: there are none."""
     parts = []

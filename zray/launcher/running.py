@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import msgspec
 
 from zray.launcher import plan
-from zray.launcher.facts import HostFacts
+from zray.launcher.facts import HostFacts, join_address
 from zray.launcher.remote.install import MARK
 from zray.launcher.rows import Mark
 from zray.launcher.ssh import Conversation, HostError, RequestError, convert, place_fields
@@ -34,6 +34,9 @@ _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _REACH_S: Final = 5.0
 _MARGIN_S: Final = 2.0
 """The host gives up so much earlier than the launcher, to say why."""
+_SUCCESSION_S: Final = 10.0
+"""With replicas, nodes without a head have another one after some milliseconds, or after a sixth of `node_timeout` when it hangs."""
+_ASK_AGAIN_S: Final = 0.5
 _UNKNOWN: Final = "whether a node runs there now is not known: `up` again, or `down`, settles it"
 
 
@@ -264,6 +267,13 @@ class Up(Run):
         self._head: asyncio.Future[plan.HeadView | None] = asyncio.get_running_loop().create_future()
         """None: it did not start."""
         self._head_host = next(host for host in self.hosts if host.host.name == cluster.head)
+        self._witness = self._head_host
+        """Who is asked what the head sees."""
+        loop = asyncio.get_running_loop()
+        self._first: dict[HostRun, asyncio.Future[HostFacts | None]] = {
+            host: loop.create_future() for host in self.hosts
+        }
+        """What each host was like at first; None: that cannot be known."""
         self._head_host.row.note = "head"
         self._key: dict[str, str] = {}
         self._begun: list[HostRun] = []
@@ -284,17 +294,22 @@ class Up(Run):
                 await self.close()
 
     def host_ended(self, host: HostRun) -> None:
-        """Whoever waits for the head waits no longer."""
+        """Whoever waits for the head, or for what this host is like, waits no longer."""
         if host is self._head_host and not self._head.done():
             self._head.set_result(None)
+        if not self._first[host].done():
+            self._first[host].set_result(None)
 
     async def _converge(self, host: HostRun) -> None:
         is_head = host is self._head_host
         done: set[type] = set()
         head: plan.HeadView | None = None
+        host.column = "install"
+        facts = await self.unless_interrupted(host.facts())
+        self._first[host].set_result(facts)
+        if is_head and self.cluster.outlives_head:
+            head = await self.unless_interrupted(self._go_on(host, facts))
         while True:
-            host.column = "install"
-            facts = await self.unless_interrupted(host.facts())
             step = plan.next_step(self.cluster, host.host, facts, head, self._payload.digest, frozenset(done))
             self._show(host.row, facts, step)
             self.check_interrupt()
@@ -305,8 +320,9 @@ class Up(Run):
                 assert facts.node is not None
                 host.node = facts.node.node
                 host.row.set("joined", Mark.GOOD, "joined" if plan.Start in done else "was joined")
-                host.row.note = "; ".join(filter(None, [host.row.note, step.note]))
-                if is_head:
+                leads = [] if head is None or head.node != host.node else ["head"]
+                host.row.note = "; ".join(filter(None, [*leads, host.row.note, step.note]))
+                if is_head and head is None:
                     await self._head_runs(host, facts, step.address)
                 return
             host.column = "joined"
@@ -324,14 +340,55 @@ class Up(Run):
                 host.row.set("joined", Mark.WORKING, "ending")
                 await host.ask("end")
             else:
-                record = await self._start(host, step, is_head)
+                record = await self._start(host, step, is_head and head is None)
                 if head is not None:
                     head = msgspec.structs.replace(head, alive=head.alive | {record["node"]})
+            host.column = "install"
+            facts = await self.unless_interrupted(host.facts())
+
+    async def _go_on(self, host: HostRun, facts: HostFacts) -> plan.HeadView | None:
+        """See whether the cluster goes on without the file's head.
+
+        With replicas another node may lead it: that is the head then, and is returned. With storage nodes may wait for the head's next
+        life: it gets the key that they have.
+        """
+        if facts.node is not None:
+            looked: list[tuple[HostRun, HostFacts | None]] = [(host, facts)]
+        else:
+            host.column = "joined"
+            host.row.set("joined", Mark.WORKING, "looking at the others")
+            others = [other for other in self.hosts if other is not host]
+            looked = [(other, await asyncio.shield(self._first[other])) for other in others]
+        for other, found in looked:
+            if found is None or found.node is None:
+                continue
+            try:
+                if self.cluster.replicas > 1:
+                    head = await self._led(other, found)
+                    if head is not None:
+                        self._key = await self._key_of(other)
+                        self._tell(other, head)
+                        return head
+                elif other is not host and found.node.head == join_address(facts.address, host.host.port):
+                    self._key = await self._key_of(other)
+                    return None
+            except (HostError, RequestError):
+                continue  # it is that host's failure, and told there
+        return None
+
+    async def _led(self, host: HostRun, facts: HostFacts) -> plan.HeadView | None:
+        """Who leads the cluster of a host's node now; a successor is waited for."""
+        until = time.monotonic() + _SUCCESSION_S
+        while True:
+            head = plan.surviving(facts, await host.ask("members"))
+            if head is not None or time.monotonic() > until:
+                return head
+            await asyncio.sleep(_ASK_AGAIN_S)
 
     async def _start(self, host: HostRun, step: plan.Start, is_head: bool) -> dict[str, Any]:
         """Start a node. Not to be interrupted: the answer tells whether there is something to be taken back."""
         host.row.set("joined", Mark.WORKING, "starting")
-        if is_head:
+        if is_head and not self._key:
             from zray.peer_transport import ClusterKey
 
             self._key = ClusterKey.new()._asdict()
@@ -352,20 +409,30 @@ class Up(Run):
         assert facts.node is not None
         if not self._key:
             # A head that ran before: its key never left its host, and is fetched for those that join now.
-            key = await host.ask("key")
-            self._key = convert(msgspec.json.decode(key), dict[str, str])
-        self.address = address
+            self._key = await self._key_of(host)
         alive = await self._alive(host)
-        self._head.set_result(plan.HeadView(address, facts.node.fingerprint, facts.zray, facts.python, alive))
+        node = facts.node
+        self._tell(host, plan.HeadView(address, node.fingerprint, facts.zray, facts.python, alive, node.node))
+
+    def _tell(self, witness: HostRun, head: plan.HeadView) -> None:
+        """Let the others go on."""
+        self._witness = witness
+        self.address = head.address
+        if self._head_host.node != head.node:
+            self._head_host.row.note = ""
+        self._head.set_result(head)
+
+    async def _key_of(self, host: HostRun) -> dict[str, str]:
+        found: dict[str, str] = convert(msgspec.json.decode(await host.ask("key")), dict[str, str])
+        return found
 
     async def _alive(self, head: HostRun) -> frozenset[str]:
         """Ids of the nodes that the head counts among the living."""
-        found = await head.ask("members")
-        return frozenset(row["NodeID"] for row in found["nodes"] if row["state"] != "DEAD")
+        return plan.living((await head.ask("members"))["nodes"])
 
     async def _confirm(self) -> None:
         """What hosts said of themselves must be what the head sees."""
-        head = self._head_host
+        head = self._witness
         finished = [host for host in self.hosts if not host.row.failed and host is not head]
         if head.row.failed or not finished:
             return
@@ -507,6 +574,8 @@ class Check(Run):
         row.set("clock", Mark.GOOD, f"{plan.clock_offset(looked):+.1f} s")
         row.set("port", Mark.GOOD, "in use" if facts.node is not None else str(host.host.port))
         row.set("names", Mark.GOOD, facts.address)
+        if host.host.name == self.cluster.head and self.cluster.tables:
+            row.note = f"head, {self.cluster.tables}"
         self._judge(plan.check_host(self.cluster, host.host, looked, self._payload.digest))
 
     async def _try_ports(self) -> None:
@@ -567,15 +636,20 @@ class Status(Run):
         """"total" and "available" resources."""
         self.jobs: list[dict[str, Any]] = []
         """With "host"."""
+        self.tables: dict[str, Any] = {}
+        """Where the tables are kept, and how that goes: what the head tells of its cluster."""
 
     async def ask(self) -> None:
         """Do it; rows tell what was found."""
         with self.interruptible():
             try:
                 await self.run(self._look)
-                head = next((host for host in self.hosts if host.host.name == self.cluster.head), None)
-                if head is not None and head.connected and head.node:
-                    await self._ask_head(head)
+                # With replicas any node knows who leads, which need not be the file's head.
+                able = [host for host in self.hosts if host.connected and host.node]
+                heads = [host for host in able if host.host.name == self.cluster.head]
+                others = able if self.cluster.replicas > 1 else []
+                for host in [*heads, *others][:1]:
+                    await self._ask_head(host)
             finally:
                 await self.close()
 
@@ -600,6 +674,7 @@ class Status(Run):
             head.failed(error)
             return
         self.totals = {"total": found["total"], "available": found["available"]}
+        self.tables = found["cluster"]
         seen = set()
         for node in found["nodes"]:
             host = self._nodes.get(node["NodeID"])
@@ -608,6 +683,7 @@ class Status(Run):
                     self.strangers.append(node)
                 continue
             seen.add(node["NodeID"])
+            host.row.note = "head" if node["is_head"] else ""
             _fill_status(host.row, node)
         for node_id, host in self._nodes.items():
             if node_id not in seen:

@@ -50,7 +50,8 @@ def rsync_command(cluster: ClusterFile, host: Host, files: Files, several: bool)
     options = ["-rlptz", "-s", f"--timeout={max(1, round(cluster.timeout))}", "-e", shell]
     options += ["--delete"] if files.delete else []
     options += [f"--exclude={pattern}" for pattern in files.exclude]
-    destination = f"[{host.destination}]" if ":" in host.destination else host.destination
+    user, at, address = host.destination.rpartition("@")
+    destination = f"{user}{at}[{address}]" if ":" in address else host.destination
     if files.up:
         return ["rsync", *options, "--", files.source, f"{destination}:{files.target}"]
     target = f"{files.target.rstrip('/')}/{host.name}/" if several else files.target

@@ -16,6 +16,8 @@
 ACTIVATE=${ACTIVATE:-true}
 # The network that nodes use among themselves, e.g. ib0; empty: that of the way out.
 INTERFACE=${INTERFACE:-}
+# More of the head's options, e.g. "--storage redis://HOST:PORT/DB": zray.kv and detached actors are there for the next job.
+HEAD_OPTIONS=${HEAD_OPTIONS:-}
 # Your program; it calls zray.init(), which finds the cluster.
 PROGRAM=${PROGRAM:-python my_program.py}
 # -------------------------------------------------------------------------------------------------------------------
@@ -42,14 +44,15 @@ export ZRAY_RUNTIME_DIR=/tmp/zray-$UID-$SLURM_JOB_ID
 cpus=${SLURM_CPUS_PER_TASK:-$(nproc)}
 
 # On each node: the options that say where it listens.
-export INTERFACE
+export INTERFACE HEAD_OPTIONS
 # shellcheck disable=SC2016
 where='host=(); if [[ -n $INTERFACE ]]; then
     address=$(ip -4 -o addr show "$INTERFACE" | { read -r _ _ _ a _; echo "${a%/*}"; }); host=(--host "$address"); fi'
 
 # --block: Slurm ends what a step leaves behind, so each step stays as long as its node.
 srun --nodes=1 --ntasks=1 --nodelist="$head_node" --overlap bash -c "$where"'
-    exec zray start --head "${host[@]}" --port "$1" --key "$2/cluster.key" --num-cpus "$3" --block --json > "$2/head.json"' \
+    exec zray start --head "${host[@]}" --port "$1" --key "$2/cluster.key" --num-cpus "$3" $HEAD_OPTIONS --block --json \
+        > "$2/head.json"' \
     - "$port" "$place" "$cpus" &
 steps+=($!)
 

@@ -20,6 +20,8 @@ from . import node_life, watched
 from .place import BadPlace, Place
 
 _VERSION = "import zray, zray._store; print(zray.__version__)"
+_ANYWHERE = ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1"))
+"""Addresses for documentation only (RFC 5737, RFC 3849): they stand for anywhere."""
 _MAX_RUNTIME = 75
 """Bytes of a runtime directory's name that leave room for names of sockets (`zray.node`)."""
 
@@ -100,9 +102,10 @@ def _reached_address() -> str:
     words = os.environ.get("SSH_CONNECTION", "").split()
     if len(words) == 4 and "%" not in words[2]:
         return words[2]
-    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect(("192.0.2.1", 9))  # for documentation only (RFC 5737): stands for anywhere; nothing is sent
-        return str(probe.getsockname()[0])
+    for family, anywhere in _ANYWHERE:
+        with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((anywhere, 9))  # nothing is sent
+            return str(probe.getsockname()[0])
     return "127.0.0.1"
 
 
