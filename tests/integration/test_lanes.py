@@ -7,17 +7,20 @@ import itertools
 import os
 import signal
 import socket
+import struct
+import threading
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 import pytest
-import zmq
 
 import zray
 from tests.helpers import Gate, Tally, alive, query, wait_for
-from zray import api, exceptions
+from zray import api, exceptions, wire
 from zray.cluster_utils import Cluster, ClusterNode
-from zray.node_port import NUMBERS
+from zray.lanes import LaneReader
+from zray.sealed_stream import SealedStream
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -92,6 +95,11 @@ def wait_there(gate: Gate, tally: Tally) -> int:
     tally.add(os.getpid())
     gate.wait()
     return os.getpid()
+
+
+@zray.remote(num_cpus=1, resources=THERE)
+def refused_there() -> int:
+    return int(query("statistics")["refused_connections"])
 
 
 def over_lanes() -> int:
@@ -390,32 +398,161 @@ def test_killing_an_actor_comes_behind_its_calls(cluster: Cluster) -> None:
         zray.get(counter.increase.remote(), timeout=LONG)
 
 
-def test_a_stranger_gets_no_answer_from_an_actor(cluster: Cluster) -> None:
+class Eavesdropper:
+    """Stands between this process and a node: writes down what is said over each lane, and passes it on when it may."""
+
+    def __init__(self, node: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.node = node
+        self.passing = threading.Event()
+        self.passing.set()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._heard: list[bytearray] = []
+        self._ends: list[socket.socket] = []
+        self._threads = [threading.Thread(target=self._accept)]
+        self._threads[0].start()
+        add = LaneReader.add
+
+        def add_by_way_of_this(reader: LaneReader, lane: Any, route: Any, address: wire.LaneAddress) -> None:
+            port = self._listener.getsockname()[1]
+            add(reader, lane, route, msgspec.structs.replace(address, address=f"127.0.0.1:{port}"))
+
+        monkeypatch.setattr(LaneReader, "add", add_by_way_of_this)
+
+    @property
+    def heard(self) -> list[bytes]:
+        """All that was said, for each connection over which something was."""
+        return [bytes(heard) for heard in self._heard if heard]
+
+    def come(self) -> socket.socket:
+        """Connect to the node as those do who have a lane."""
+        host, _, port = self.node.rpartition(":")
+        return socket.create_connection((host, int(port)), timeout=LONG)
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                near, _ = self._listener.accept()
+                self._ends.append(near)
+                far = self.come()
+                self._ends.append(far)
+                self._heard.append(bytearray())
+                for arguments in ((near, far, self._heard[-1]), (far, near, None)):
+                    self._threads.append(threading.Thread(target=self._pass_on, args=arguments))
+                    self._threads[-1].start()
+
+    def _pass_on(self, source: socket.socket, target: socket.socket, heard: bytearray | None) -> None:
+        with contextlib.suppress(OSError):
+            source.settimeout(None)
+            while data := source.recv(1 << 16):
+                if heard is not None:
+                    heard += data
+                    self.passing.wait()
+                target.sendall(data)
+        for end in (source, target):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def cut(self) -> None:
+        """End all connections."""
+        for end in list(self._ends):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        self.passing.set()
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._threads[0].join()
+        self.cut()
+        for thread in self._threads[1:]:
+            thread.join()
+        for end in (self._listener, *self._ends):
+            end.close()
+
+
+@pytest.fixture
+def ear(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Eavesdropper]:
+    """One who hears all that this process says over lanes to the node with wheels."""
+    address = next(row["address"] for row in zray.nodes() if "wheels" in row["Resources"])
+    found = Eavesdropper(address, monkeypatch)
+    yield found
+    found.close()
+
+
+def answer_to(connection: socket.socket) -> bytes:
+    """All that is said to somebody until his connection is ended."""
+    found = b""
+    with contextlib.suppress(ConnectionResetError):
+        while data := connection.recv(1 << 16):
+            found += data
+    return found
+
+
+def sealed(secret: bytes, message: wire.Message) -> bytes:
+    """What who knows a secret says first."""
+    here, there = socket.socketpair()
+    with there:
+        stream = SealedStream(here, secret, calling=True)
+        stream.send(wire.encode(message))
+        stream.close()
+        return there.recv(1 << 16)
+
+
+def test_a_stranger_gets_no_answer_from_an_actor(cluster: Cluster, ear: Eavesdropper) -> None:
+    before = zray.get(refused_there.remote(), timeout=LONG)
     counter = Counter.remote()
     call = counting(counter)
-    until_over_lanes(call)
-    address = next(row["address"] for row in zray.nodes() if "wheels" in row["Resources"])
-    host, _, port = address.rpartition(":")
-    with zmq.Context() as context, context.socket(zmq.DEALER) as plain, context.socket(zmq.DEALER) as wrong:
-        for stranger in (plain, wrong):
-            stranger.linger = 0
-            stranger.setsockopt(zmq.ROUTING_ID, os.urandom(NUMBERS[0]))
-        wrong.curve_serverkey, _ = zmq.curve_keypair()
-        wrong.curve_publickey, wrong.curve_secretkey = zmq.curve_keypair()
-        for stranger in (plain, wrong):
-            stranger.connect(f"tcp://0.0.0.0:0;{address}")
-            stranger.send(b"\1\x33" + b"\x91\x01")
-            assert not stranger.poll(200)
-    with (
-        socket.create_connection((host, int(port)), timeout=LONG, source_address=("", 0)) as junk,
-        contextlib.suppress(ConnectionResetError),
-    ):
-        junk.sendall(b"\xff" + (NUMBERS[0] + 1).to_bytes(8, "big") + b"\x7f" + os.urandom(500))
-        junk.shutdown(socket.SHUT_WR)
-        while junk.recv(1 << 16):
-            pass
-    for _ in range(20):
+    ear.passing.clear()
+    wait_for(lambda: call() and ear.heard, LONG, "a lane is dialled")
+    preface = ear.heard[0][:18]
+    magic, door, ticket = struct.unpack("<6sH2xQ", preface)
+    assert magic == b"zray/1"
+    greeting = sealed(os.urandom(32), wire.GreetOverLane(ticket))
+    strangers = [
+        preface + greeting,
+        preface + os.urandom(500),
+        preface[:8] + os.urandom(500),
+        struct.pack("<6sH2xQ", magic, door, ticket + 1) + greeting,
+    ]
+    for used in (False, True):  # that ticket
+        for said in strangers:
+            with ear.come() as stranger:
+                stranger.sendall(said)
+                assert answer_to(stranger) == b""
         call()
+        ear.passing.set()
+        until_over_lanes(call)
+        expected = before + len(strangers) * (1 + used)
+        wait_for(lambda least=expected: zray.get(refused_there.remote()) >= least, LONG, "they are counted")
+
+
+def test_what_was_said_over_a_lane_leads_nowhere_when_it_is_said_again(
+    cluster: Cluster, ear: Eavesdropper, tally: Tally
+) -> None:
+    before = zray.get(refused_there.remote(), timeout=LONG)
+    counter = Counter.remote()
+    numbers = itertools.count()
+
+    def call() -> bool:
+        number = next(numbers)
+        return zray.get(counter.note.remote(tally, number), timeout=LONG) == number
+
+    until_over_lanes(call)
+    played = 0
+    for _ in range(2):
+        recordings = ear.heard
+        assert recordings
+        for recording in recordings:
+            for said in (recording, recording[: max(18, len(recording) // 2)]):
+                with ear.come() as stranger:
+                    stranger.sendall(said)
+                    assert answer_to(stranger) == b""
+                    played += 1
+        call()
+        ear.cut()  # the second time the callers have gone
+        call()
+    until_over_lanes(call)
+    wait_for(lambda: zray.get(refused_there.remote()) >= before + played, LONG, "they are counted")
+    assert [int(line) for line in tally.lines] == list(range(next(numbers)))
 
 
 # -- tasks -------------------------------------------------------------------------------------------------------------

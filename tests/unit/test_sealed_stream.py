@@ -19,8 +19,9 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zray import sealed_stream
+from zray import lane_ends, lanes, sealed_stream, wire
 from zray.sealed_stream import DialledStream, SealedStream, Visitors
+from zray.task import TaskSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -189,6 +190,18 @@ def test_frames_of_any_size_up_to_the_greatest(size: int) -> None:
             caller.flush()
         assert found == frames
         assert not caller.waits_to_write()
+
+
+def test_all_that_leaves_together_over_a_lane_is_one_frame() -> None:
+    spec = TaskSpec(bytes(16), bytes(16), bytes(lanes._MOST_BYTES), sequence=1 << 40)
+    settled = list(range(1 << 40, (1 << 40) + 10_000))
+    results = range(1 << 40, (1 << 40) + lane_ends._FRAME_RESULTS)
+    values = [bytes(lane_ends.MOST_BYTES)] * len(results)
+    for message in (
+        wire.CallOverLane(1 << 62, 1 << 40, settled, [spec] * lanes._FRAME_CALLS),
+        wire.LaneDone(1 << 62, list(results), bytes(len(results)), values, list(results)),
+    ):
+        assert 1 << 20 < len(wire.encode(message)) <= MOST - TAG
 
 
 def test_the_end_of_one_is_the_end_of_the_other() -> None:
@@ -779,7 +792,7 @@ def test_the_same_played_twice_and_the_first_has_said_it_all(house: House) -> No
 def test_who_says_too_little_makes_room_when_somebody_comes(
     house: House, monkeypatch: pytest.MonkeyPatch, shown: bytes
 ) -> None:
-    clock = SimpleNamespace(now=100.0, monotonic=lambda: clock.now)
+    clock: Any = SimpleNamespace(now=100.0, monotonic=lambda: clock.now)
     monkeypatch.setattr(sealed_stream, "time", clock)
     house.visitors.expect(7, SECRET)
     house.visitors.expect(8, SECRET)
@@ -888,6 +901,63 @@ def test_frames_of_each_stream_are_in_order(house: House, seed: int) -> None:
         assert of_this == [b"%d:%d" % (number, index) for index in range(count[number])]
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_strangers_do_not_disturb_callers(
+    house: House, monkeypatch: pytest.MonkeyPatch, said: dict[Any, bytes], seed: int
+) -> None:
+    """They come, say something in pieces, play again what was said, and go as they like."""
+    rng = random.Random(seed)
+    clock: Any = SimpleNamespace(now=100.0, monotonic=lambda: clock.now)
+    monkeypatch.setattr(sealed_stream, "time", clock)
+    monkeypatch.setattr(sealed_stream, "_MOST_WAITING", 8)
+    callers: dict[int, SealedStream] = {}
+    recordings: list[bytes] = []
+    strangers: list[socket.socket] = []
+    count = 0
+    for step in range(600):
+        what = rng.random()
+        clock.now += rng.choice([0.0, 0.1, 2.0])
+        if what < 0.1:
+            new = 1000 + step
+            house.visitors.expect(new, SECRET)  # told in clear: they know it, too
+            strangers.append(house.come(ticket(new) + rng.choice([b"", RECORDS[0][:9], bytes(20)])))
+            secret = step.to_bytes(32, "little")
+            house.visitors.expect(new + 1000, secret)
+            callers[new + 1000], _ = house.call(new + 1000, secret)
+            recordings.append(ticket(new + 1000) + sealed([b"call"], secret=secret)[0])
+            callers[new + 1000].send(b"call")
+            assert house.frames() == [b"call"]
+            count += 1
+        elif what < 0.3:
+            sayings = [b"", rng.randbytes(rng.randrange(60)), *recordings[-3:]]
+            strangers.append(house.come(rng.choice(sayings)[: rng.choice([3, 12, 100])]))
+        elif what < 0.5 and strangers:
+            with contextlib.suppress(OSError):
+                rng.choice(strangers).send(rng.choice([rng.randbytes(5), *recordings[-2:]]))
+        elif what < 0.6 and strangers:
+            strangers.pop(rng.randrange(len(strangers))).close()
+        elif what < 0.65 and callers:
+            gone = rng.choice(list(callers))
+            callers.pop(gone)
+            house.visitors.forget(gone)
+        elif callers:
+            caller = rng.choice(list(callers.values()))
+            caller.send(b"%d" % step)
+            ((frame, stream),) = house.take()
+            assert frame == b"%d" % step
+            house.visitors.answer(stream, frame)
+            assert receive(caller) == [frame]
+        assert house.frames() == []
+        assert house.is_quiet()
+        assert not any(rest(stranger) for stranger in strangers)
+    assert count > 30
+    assert house.refused > 100
+    assert len(house.visitors._doorway._waiting) <= 8
+    for caller in callers.values():
+        caller.send(b"still here")
+        assert house.frames() == [b"still here"]
+
+
 def test_a_visitor_who_is_slow_to_hear_gets_all_answers(house: House) -> None:
     rng = random.Random(1)
     house.visitors.expect(7, SECRET)
@@ -899,7 +969,7 @@ def test_a_visitor_who_is_slow_to_hear_gets_all_answers(house: House) -> None:
         house.visitors.answer(stream, answer)
     assert stream.waits_to_write()
     assert house.is_quiet()
-    found = []
+    found: list[bytes] = []
     while len(found) < len(answers):
         found += caller.receive()
         assert house.visitors.next_frame() is None
