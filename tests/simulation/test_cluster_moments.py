@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 import pytest
@@ -13,6 +13,8 @@ from tests.simulation.cluster_scenario import Play, Scenario, shape
 from tests.simulation.world import Get
 from zray import ids, wire
 from zray._store import STATE_SEALED, with_index
+from zray.broker import peer_messages as pm
+from zray.broker.actions import HostActor
 from zray.ids import task_id
 from zray.task import ACTOR_CREATION, ACTOR_METHOD, TASK, ActorSpec, TaskSpec
 
@@ -201,3 +203,43 @@ def test_a_parent_that_runs_again_and_branches_differently(
     else:
         run.until(lambda: bool(run.value))
         assert run.value == value_of(parent, [value_of(BUSY, [])])
+
+
+def test_no_message_overtakes_what_tells_of_its_shapes(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls to one actor are packed, and wait for more, when another actor is sent to the same node together with such a call."""
+    run.play(lambda driver: iter(()))
+    run.until(lambda: bool(run.driver.job))
+    run.driver.define([ACTOR, METHOD])
+    run.until(lambda: METHOD.key in run.head.broker.shapes)
+    broker = run.head.broker
+    assert broker.cluster is not None
+    assert broker.remote is not None
+    assert broker.remote_actors is not None
+    sent: list[Any] = []
+    monkeypatch.setattr(broker.cluster.links, "send", lambda node, message, now: sent.append(message))
+    one, other = (task_id(run.driver.root, number) for number in (1, 2))
+    calls = [TaskSpec(task_id(run.driver.root, number), METHOD.key) for number in (3, 4)]
+    broker.remote.call_at(run.other.id, run.driver.job, one, calls[:1])
+    spec = ActorSpec(TaskSpec(other, ACTOR.key), run.driver.job)
+    broker.remote_actors.host_at(HostActor(run.other.id, 7, spec, 0, calls[1:]))
+    told: set[bytes] = set()
+    for message in sent:
+        told |= {one.key for one in message.shapes}
+        assert told >= {
+            call.shape for call in (message.calls if isinstance(message, pm.CallActorAway) else message.replay)
+        }
+    assert told == {ACTOR.key, METHOD.key}
+    assert [type(message) for message in sent] == [pm.CallActorAway, pm.HostActor]
+
+
+def test_shapes_that_come_with_tasks_of_a_job_that_is_over_are_learnt(run: Run) -> None:
+    run.play(lambda driver: iter(()))
+    run.until(lambda: bool(run.driver.job))
+    head, remote = run.head.broker, run.other.broker.remote
+    assert remote is not None
+    job = head.job_specs[run.driver.job]
+    remote.job_over(job.number, "it has ended")
+    task = TaskSpec(task_id(run.driver.root, 1), SPOKE.key)
+    remote.run(run.head.id, pm.RunTasks(job, run.head.id, 7, [SPOKE], [task], [], []))
+    assert run.other.broker.shapes[SPOKE.key] == SPOKE
+    assert not remote.guests

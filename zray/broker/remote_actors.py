@@ -178,6 +178,7 @@ class RemoteActors:
             self._tasks.expect_calls(node, message.job.number, creation.id, message.replay, lent)
             broker.tell(e.ActorCallsQueued(FROM_AFAR, job, creation.id, message.incarnation, message.replay))
             self._tasks.look_at([call.id for call in message.replay])
+        self._tasks.end_again(message.job.number)
 
     def alive(self, actor: bytes, incarnation: int, pid: int) -> None:
         """An actor has been constructed here."""

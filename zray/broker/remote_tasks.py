@@ -108,8 +108,8 @@ class RemoteTasks:
         self._twofold: dict[bytes, tuple[int, list[ObjectRef]]] = {}
         """Calls and tasks that may come to a worker here over a lane as well: which one, and the results, which are kept until it has said what became of
         them there. Without them it would take what comes later for something new, were the first ended by somebody else."""
-        self._over: set[int] = set()
-        """Jobs that are over: what other nodes had sent for them before they heard of it may come later."""
+        self._over: dict[int, str] = {}
+        """Jobs that are over, and why: what other nodes had sent for them before they heard of it may come later."""
         self._told: dict[bytes, set[bytes]] = {}
         """Shapes that each node was told of."""
         self._code_at: dict[tuple[bytes, int], set[bytes]] = {}
@@ -185,7 +185,9 @@ class RemoteTasks:
         return self._homes.get(job, self._cluster.own)
 
     def wrap(self, node: bytes, job: int, tasks: list[TaskSpec]) -> tuple[list[CallShape], list[bytes]]:
-        """What must travel with tasks of a job: shapes that the node was not told of, and objects, which are lent to it."""
+        """What must travel with tasks of a job: shapes that the node was not told of, and objects, which are lent to it. The message must be the next
+        one to the node: later ones count on it. (So what is packed leaves first.)"""
+        self.flush()
         told = self._told.setdefault(node, set())
         code = self._code_at.setdefault((node, job), set())
         shapes: list[CallShape] = []
@@ -314,6 +316,8 @@ class RemoteTasks:
         job = message.job.number
         guest_job = GUEST_BIT | job
         if job in self._over:
+            for shape in message.shapes:  # they are not told again, whichever job names them
+                broker.shapes[shape.key] = shape
             if message.lent:
                 self._cluster.send(node, pm.GiveBack(message.lent))
             return
@@ -375,6 +379,7 @@ class RemoteTasks:
             broker.queue_calls(
                 e.ActorCallsQueued(FROM_AFAR, message.job.number, message.actor, incarnation, message.calls, lane)
             )
+        self.end_again(message.job.number)
         self.look_at([call.id for call in message.calls])
 
     def _is_over(self, lane: LaneTag, actor: ActorRecord) -> bool:
@@ -428,6 +433,7 @@ class RemoteTasks:
                 broker.performer.seal_error(error)
             else:
                 broker.tell(e.TasksSubmitted(guest_job, 0, b"", [spec], None))
+        self.end_again(job)
         self.look_at([spec.id for spec in message.tasks])
 
     def _admit(self, message: Wrapped) -> None:
@@ -564,8 +570,7 @@ class RemoteTasks:
 
     def job_over(self, job: int, reason: str) -> None:
         """A driver has ended, here or on another node: so do the tasks here that others sent for it."""
-        self._over.add(job)
-        self._homes.pop(job, None)
+        self._over[job] = reason
         self._functions.pop(job, None)
         self.forget_code(job)
         self._sharing.job_over(job)
@@ -573,10 +578,18 @@ class RemoteTasks:
             self._broker.lanes.job_over(job)
         for task in [task for task, guest in self._guests.items() if guest.job == GUEST_BIT | job]:
             del self._guests[task]
+        self.end_again(job)
+        self._end_calls(job, reason)
+
+    def end_again(self, job: int) -> None:
+        """If a job is over that what has just been taken in has begun anew, end it: nobody will tell of that once more."""
+        reason = self._over.get(job)
+        if reason is None:
+            return
+        self._homes.pop(job, None)
         for number in (GUEST_BIT | job, job):
             if number in self._broker.job_specs:
                 self._broker.tell(e.JobEnded(number, reason))
-        self._end_calls(job, reason)
 
     def _end_calls(self, job: int, reason: str) -> None:
         """A job is over: where its calls went nobody will tell of their ends."""
