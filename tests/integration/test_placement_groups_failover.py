@@ -5,6 +5,8 @@ Real brokers on the loopback address; the head's broker is killed, and another n
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +14,7 @@ import pytest
 
 import zray
 from tests.helpers import query, stop, wait_for, wait_for_replicas
+from tests.tcp_relay import Relay
 from zray import exceptions
 from zray.cluster_utils import Cluster, ClusterNode
 from zray.util import (
@@ -278,4 +281,44 @@ def test_everything_killed_and_groups_placed_again(clusters: list[Cluster], tmp_
     assert zray.get(tasks, timeout=30) == nodes_of(lasting)
     assert state(passing) == "REMOVED"
     remove_placement_group(found)
+    all_is_given_back(cluster)
+
+
+def test_groups_of_a_client_and_a_head_that_only_sleeps(clusters: list[Cluster]) -> None:
+    cluster = Cluster(initialize_head=True, replicas=3, node_timeout=2.0, head_node_args={"num_cpus": CPUS})
+    clusters.append(cluster)
+    for _ in range(3):
+        cluster.add_node(num_cpus=CPUS)
+    inside = cluster.worker_nodes[-1].address
+    zray.init(address=inside)
+    wait_for_replicas()
+    zray.shutdown()
+    head = cluster.head_node
+    assert head is not None
+    tunnel = Relay(cluster.address)
+    try:
+        zray.init(address=tunnel.address, cluster_key=cluster._key_file())
+        group = placement_group([{"CPU": 1}] * 4, strategy="STRICT_SPREAD")
+        assert group.wait(30)
+        before = nodes_of(group)
+        kept = [bundle for bundle in range(4) if before[bundle] != head.node_id]
+        stop(head.pid)
+        zray.kv.put("colour", b"green")  # waits until there is another head
+        wait_for(lambda: state(group) == "RESCHEDULING", what="the sleeping head's bundle is missed")
+        tasks = [where.options(**within(group, bundle), num_cpus=0.5).remote() for bundle in kept]
+        assert zray.get(tasks, timeout=30) == [before[bundle] for bundle in kept]
+        os.kill(head.pid, signal.SIGCONT)  # it comes back, as another node that has room
+        assert zray.get(group.ready(), timeout=30) == group
+        wait_for(lambda: state(group) == "CREATED")
+        after = nodes_of(group)
+        assert [bundle for bundle in range(4) if after[bundle] == before[bundle]] == kept
+        everywhere = [where.options(**within(group, bundle)).remote() for bundle in range(4)]
+        assert zray.get(everywhere, timeout=30) == after
+        zray.shutdown()
+    finally:
+        if zray.is_initialized():
+            zray.shutdown()
+        tunnel.close()
+    zray.init(address=inside)
+    wait_for(lambda: state(group) == "REMOVED", what="the client's group ends with the client")
     all_is_given_back(cluster)

@@ -139,7 +139,7 @@ class Run:
             assert head is not None
             rows = head.broker.cluster.gcs  # type: ignore[union-attr]
             for key, value in self.acknowledged.items():
-                row = rows._shard(Table.KV, key).get(Table.KV, key)
+                row = rows.shard_for(Table.KV, key).get(Table.KV, key)
                 assert row is not None, f"an acknowledged write is lost: {key!r}"
                 assert row.value == value, f"an acknowledged write has another value: {key!r}"
 

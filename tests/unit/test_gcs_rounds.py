@@ -37,7 +37,7 @@ class Asked:
 
     def value(self, key: str) -> bytes | None:
         exact = namespaced_key(b"", key.encode())
-        found = self.gcs._shard(Table.KV, exact).get(Table.KV, exact)
+        found = self.gcs.shard_for(Table.KV, exact).get(Table.KV, exact)
         return None if found is None else found.value
 
     def stored(self, key: str) -> bytes | None:
@@ -257,7 +257,7 @@ def test_tasks_that_are_quick_are_written_once() -> None:
 
 def test_the_lineage_log_is_bounded_and_keeps_what_lives() -> None:
     here = Asked(shards=2)
-    lineage = here.gcs._lineage
+    lineage = here.gcs.history.log
     assert lineage is not None
     lineage.log_bytes = 20_000
     old = specs(50)
@@ -413,7 +413,7 @@ def run_rounds(seed: int, kind: type[GcsService] = GcsService) -> None:
         else:
             unknown.clear()
             for seen, value in truth.items():
-                found = gcs._shard(Table.KV, namespaced_key(b"", seen)).get(Table.KV, namespaced_key(b"", seen))
+                found = gcs.shard_for(Table.KV, namespaced_key(b"", seen)).get(Table.KV, namespaced_key(b"", seen))
                 assert (None if found is None else found.value) == value, "a row differs from what was acknowledged"
                 if not disk.full and not gcs._unstored:
                     exact = Table.KV, namespaced_key(b"", seen)
@@ -436,7 +436,7 @@ def run_rounds(seed: int, kind: type[GcsService] = GcsService) -> None:
     asked = {name[-1] for name, _ in repeated.values()}
     for place in range(60):
         exact = namespaced_key(b"", b"lock" + bytes([place]))
-        if gcs._shard(Table.KV, exact).get(Table.KV, exact) is not None:
+        if gcs.shard_for(Table.KV, exact).get(Table.KV, exact) is not None:
             assert place in holders or place in asked, "a lock that nobody was told to have"
     for again in repeated:
         assert again not in {origin for found in holders.values() for origin in found}

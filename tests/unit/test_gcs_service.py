@@ -112,7 +112,7 @@ def test_rows_survive_the_service_when_storage_keeps_them() -> None:
     second = Bench(storage=disk).gcs
     assert len(second.rows(JobRow)) == 8
     second.put_row(job(8))
-    found = second._shard(Table.JOBS, job(8).id).get(Table.JOBS, job(8).id)
+    found = second.shard_for(Table.JOBS, job(8).id).get(Table.JOBS, job(8).id)
     assert found is not None
     assert found.version > versions[8] + 1  # the deletion had a version too, and none is given twice
     second.record_event("jobs", ROOT, "went on")
@@ -239,7 +239,7 @@ def test_memory_stays_bounded_whatever_the_number_of_tasks() -> None:
         batch = specs(256, start)
         gcs.tasks_submitted(1, batch)
         gcs.tasks_finished(1, 1, [spec.id for spec in batch], bytes(256), [9] * 256)
-        assert sum(len(part._ended) for part in gcs._tasks.shards) <= 500
+        assert sum(len(part._ended) for part in gcs.history.table.shards) <= 500
     gcs.validate()
     statistics = gcs.statistics()
     assert statistics.tasks_flushed + statistics.tasks_ended == 20 * GATHERED == statistics.task_totals[0]
@@ -334,8 +334,8 @@ def test_a_number_of_shards_out_of_range_is_refused() -> None:
 def test_a_key_in_the_wrong_shard_is_found() -> None:
     gcs = Bench(shards=2).gcs
     gcs.put_row(job(1))
-    gcs._shards.reverse()
-    for index, shard in enumerate(gcs._shards):
+    gcs.shards.reverse()
+    for index, shard in enumerate(gcs.shards):
         shard.index = index
     with pytest.raises(AssertionError, match="another shard"):
         gcs.validate()

@@ -260,7 +260,7 @@ class World:
         state = self.rng.choice([ActorState.ALIVE, ActorState.RESTARTING, ActorState.DEAD])
         row = ActorRow(key, 1, state, incarnation=self.rng.randrange(99))
         reply = self.gcs.put_row(row, expected=ANY)
-        shard = self.gcs._shard(Table.ACTORS, key).index
+        shard = self.gcs.shard_for(Table.ACTORS, key).index
         ended = self.ended[shard]
         ended.pop(key, None)
         if state == ActorState.DEAD:
@@ -332,7 +332,7 @@ class World:
         self.gcs.validate()
         for table in FOLLOWED:
             found: State = {}
-            for shard in self.gcs._shards:
+            for shard in self.gcs.shards:
                 found.update({key: (row.value, row.version) for key, row in shard.page(table, b"", None, 1000)})
             expected = {key: row for (t, key), row in self.rows.items() if t == table}
             assert found == expected, f"{table.name}: the rows are not those that were acknowledged"

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
 
     from zray.broker.config import BrokerConfig
-    from zray.gcs.service import PublisherLike
+    from zray.gcs.notices import PublisherLike
     from zray.gcs.tables import GcsRow
     from zray.task import ActorSpec, CallShape, JobSpec, TaskSpec
 

@@ -1,9 +1,9 @@
 """The running control store: shards in the head's broker, requests in, notices out.
 
-Covers dispatch of requests, the order of a write (plan, apply, store, publish, acknowledge), publishing, beats,
-flushing of task rows, and the direct calls that the broker in the same process makes. Does not cover rules of rows and
-versions (`shard`, `task_rows`), numbering (`topics`), where rows are stored (`storage`) or sockets: a PUB socket is
-whatever `open_publisher` returns, and the reply travels however the caller sends it.
+Covers the order of a write (plan, apply, store, publish, acknowledge), rounds, repeated requests, and the direct calls that the broker
+in the same process makes. Does not cover what each request does (`requests`), publishing (`notices`), what becomes of task rows
+(`task_history`), rules of rows and versions (`shard`), where rows are stored (`storage`) or sockets: the reply travels however
+the caller sends it.
 
 With durable storage the changes of one *round* (all calls between two calls of `commit`) are stored together: notices and
 answers, of reads too, which may have seen such a change, wait until they are. A round that storage refuses is taken back
@@ -21,19 +21,19 @@ import os
 import traceback
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Final, Protocol
-
-import msgspec
+from operator import itemgetter
+from typing import Final, Protocol
 
 from zray.clock import Clock, SystemClock
 from zray.gcs import messages as m
 from zray.gcs.faults import NO_FAULTS, Faults
 from zray.gcs.limits import GcsLimits
-from zray.gcs.lineage_log import LineageLog, LiveTasks, decode
+from zray.gcs.notices import Notices, PublisherLike
 from zray.gcs.replication.state import ShardImage
+from zray.gcs.requests import Requests
 from zray.gcs.shard import CONFLICT, FULL, MISSING, Refusal, Shard
 from zray.gcs.sharding import shard_of
-from zray.gcs.storage import MemoryStorage, Storage, StorageBehind, StorageError, StorageTaken, TaskArchive
+from zray.gcs.storage import MemoryStorage, Storage, StorageBehind, StorageTaken, TaskArchive
 from zray.gcs.tables import (
     ANY,
     ROW_TABLES,
@@ -45,7 +45,6 @@ from zray.gcs.tables import (
     RowT,
     Table,
     TaskRow,
-    check_entry,
     decode_row,
     encode_row,
     event_key,
@@ -53,22 +52,16 @@ from zray.gcs.tables import (
     key_of,
 )
 from zray.gcs.task_batches import EndedBatch
-from zray.gcs.task_rows import TaskRows, TaskTable
-from zray.gcs.topics import NEVER, BeatTimer
+from zray.gcs.task_history import TaskHistory, task_change
+from zray.gcs.topics import BeatTimer
 from zray.ids import ID_SIZE
 from zray.task import TaskSpec
-
-PAGE_BYTES: Final = 8 << 20
-"""Bytes of values after which a page is full."""
-HELD_ASKED: Final = 256
-"""Tasks with held specs per shard that a tick asks about (more when a batch has more)."""
 
 LINEAGE_S: Final = 0.05
 """Seconds between two records of task rows in the storage at least; ticks decide how many more."""
 RETRY_S: Final = 0.5
 """Seconds after which rows that storage did not take are tried again, when nobody asks for a write before."""
 
-_encode = msgspec.msgpack.Encoder().encode
 _READS: Final = (m.Get, m.List, m.Read, m.GetTask, m.ListTasks, m.Describe, m.Open)
 _WRITES: Final = (m.Put, m.Delete, m.DeletePrefix)
 _Place = tuple[int, int, bytes]
@@ -87,18 +80,6 @@ class _Held:
         self.answer = answer
 
 
-class PublisherLike(Protocol):
-    """What is needed of a PUB socket (`zray.transport.Publisher`)."""
-
-    def send(self, topic: bytes, body: bytes) -> None:
-        """Publish one message of two frames; never blocks."""
-        ...
-
-    def close(self) -> None:
-        """Close the socket."""
-        ...
-
-
 class Copies(Protocol):
     """The other replicas of a store, as the one sees them that leads."""
 
@@ -111,11 +92,6 @@ class Copies(Protocol):
     def settled(self) -> bool:
         """Whether all of them have everything, and this process may speak for the store now."""
         ...
-
-
-def socket_name(shard: int) -> str:
-    """Return the name of a shard's PUB socket in the runtime directory."""
-    return f"g{shard}"
 
 
 class GcsService:
@@ -162,17 +138,12 @@ class GcsService:
         self.failures = 0
         self.last_failure = ""
         """Traceback of the newest request that failed for the service's own fault."""
-        self.published = 0
-        self._open_publisher = open_publisher
         self._clock: Clock = clock or SystemClock()
         self._storage: Storage = storage or MemoryStorage()
-        self._archive = archive
-        self._referenced = referenced
-        self._shards = [Shard(index, part, faults) for index in range(shards)]
-        self._tasks = TaskTable([TaskRows(part, faults) for _ in range(shards)])
-        self._publishers: list[PublisherLike] = []
-        self._opened: list[int] = []
-        self._beats = [BeatTimer(faults) for _ in range(shards)]
+        self.shards: Final = [Shard(index, part, faults) for index in range(shards)]
+        self.history: Final = TaskHistory(shards, part, faults, self._clock, self._publish_tasks, archive, referenced)
+        """The task rows."""
+        self._notices = Notices(open_publisher, directory, self._clock, shards, self._newest, faults)
         self._events = 0
         self.on_taken: Callable[[str], None] | None = None
         """Called when another head has taken the storage: this one must end."""
@@ -194,60 +165,28 @@ class GcsService:
         self._store_at = self._retry_at = 0.0
         self._durable = self._storage.durable
         self._copies: Copies | None = None
-        self._lineage: LineageLog | None = None
         self._recorded: list[tuple[int, Change]] | None = None
         self.on_changes: Callable[[list[tuple[int, Change]]], None] | None = None
         """Told of the changes of each write that nobody records: a chain carries them to other replicas."""
+        self._requests = Requests(self)
         self._load()
-        self._handlers: dict[type[m.Request], Callable[[Any], m.Reply]] = {
-            m.Get: self._get,
-            m.Put: self._put,
-            m.Delete: self._delete,
-            m.List: self._list,
-            m.DeletePrefix: self._delete_prefix,
-            m.Open: self._open,
-            m.Read: self._read,
-            m.SubmitTasks: self._submit_tasks,
-            m.FinishTasks: self._finish_tasks,
-            m.GetTask: self._get_task,
-            m.ListTasks: self._list_tasks,
-            m.Describe: lambda request: self.statistics(),
-        }
 
     def _load(self) -> None:
-        for shard in self._shards:
+        for shard in self.shards:
             revision, rows = self._storage.load(shard.index)
             shard.load(revision, rows)
             numbers = [int.from_bytes(key, "big") for table, key, _ in rows if table == Table.EVENTS]
             self._events = max([self._events, *numbers])
         self._find_answers()
         if self._durable:
-            self._replay(LineageLog(self._is_live))
+            self.history.keep_log(self._storage.load_records())
 
     def _find_answers(self) -> None:
         """See which answers are among the rows."""
         self._answers.clear()
-        for shard in self._shards:
+        for shard in self.shards:
             for key, _ in shard.page(Table.ANSWERS, b"", None, shard.count(Table.ANSWERS)):
                 self._answers.setdefault(key[:ID_SIZE], []).append(int.from_bytes(key[ID_SIZE:], "big"))
-
-    def _replay(self, lineage: LineageLog) -> None:
-        """Bring back task rows."""
-        for record in self._storage.load_records():
-            lineage.loaded(record)
-            try:
-                found = decode(record)
-            except ValueError as error:
-                raise StorageError(f"the lineage log in the storage is damaged: {error}") from None
-            if isinstance(found, LiveTasks):
-                self._tasks.submitted(found.job, found.tasks)
-            else:
-                self._tasks.replay(found.shard, found.ends)
-        self._flush_tasks()
-        self._lineage = lineage
-
-    def _is_live(self, job: int, spec: TaskSpec) -> bool:
-        return self._tasks.rows_of(spec.id).live_of(job).get(spec.id) is spec
 
     # -- requests ------------------------------------------------------------------------------------------------------
 
@@ -279,7 +218,7 @@ class GcsService:
             return
         assert request is not None
         key = b"" if origin is None or not self._durable else origin[0] + origin[1].to_bytes(8, "big")
-        known = self._shard(Table.ANSWERS, key).get(Table.ANSWERS, key) if key else None
+        known = self.shard_for(Table.ANSWERS, key).get(Table.ANSWERS, key) if key else None
         before = len(self._pending)
         if known is not None:
             reply: m.Reply = m.decode_reply(known.value)
@@ -300,7 +239,7 @@ class GcsService:
 
     def _carry_out(self, request: m.Request) -> m.Reply:
         try:
-            return self._handlers[type(request)](request)
+            return self._requests.carry_out(request)
         except RowError as error:
             return m.Refused(m.REFUSED_ROW, str(error))
         except Exception as error:  # the request is answered and the broker goes on, whatever is wrong here
@@ -339,13 +278,13 @@ class GcsService:
         if self._copies is not None:
             self._carry_round(self._copies)
             return
-        records, drop = self._lineage.due(self._all_live) if self._lineage is not None else ([], 0)
+        records, drop = self.history.due()
         try:
             if self._behind:
                 self._storage.rewrite(self._everything())
                 self._behind = False
-                if self._lineage is not None:
-                    self._lineage.begin_again()
+                if self.history.log is not None:
+                    self.history.log.begin_again()
                     drop = 0
             self._storage.write([*self._current(self._unstored), *self._pending], records, drop)
         except StorageTaken as error:
@@ -361,8 +300,8 @@ class GcsService:
         else:
             self._unstored.clear()
             self.storage_failure = ""
-            if self._lineage is not None:
-                self._lineage.written()
+            if self.history.log is not None:
+                self.history.log.written()
             self._end_round()
 
     def _carry_round(self, copies: Copies) -> None:
@@ -373,8 +312,7 @@ class GcsService:
 
         def arrived() -> None:
             for shard, change in pending:
-                if change.table in self._opened:
-                    self._publish(shard, change)
+                self._notices.publish(self.epoch, shard, change)
             for waiting in held:
                 waiting.answer(m.encode(waiting.reply))
 
@@ -384,7 +322,7 @@ class GcsService:
         """The rows at some places as they are, as changes."""
         found = []
         for index, table, key in places:
-            shard = self._shards[index]
+            shard = self.shards[index]
             row = shard.get(table, key)
             if row is None:
                 found.append((index, Change(table, key, None, shard.revision, 0)))
@@ -396,15 +334,12 @@ class GcsService:
         return self._current(
             [
                 (shard.index, table, key)
-                for shard in self._shards
+                for shard in self.shards
                 for table in Table
                 if table != Table.TASKS
                 for key, _ in shard.page(table, b"", None, shard.count(table))
             ]
         )
-
-    def _all_live(self) -> list[tuple[int, list[TaskSpec]]]:
-        return [(row.job, [row.spec]) for rows in self._tasks.shards for row in rows.live(None, 1 << 62) if row.spec]
 
     def _refuse_round(self, error: OSError) -> None:
         """Storage took nothing: take back what requests have changed, and tell them."""
@@ -412,7 +347,7 @@ class GcsService:
         self.rounds_refused += 1
         undo, self._undo = self._undo, {}
         for (index, table, key), row in reversed(undo.items()):
-            shard = self._shards[index]
+            shard = self.shards[index]
             plan = (
                 shard.plan_delete(table, key) if row is None else shard.plan_put(table, key, row.value, ended=row.ended)
             )
@@ -433,19 +368,18 @@ class GcsService:
         held, self._held = self._held, []
         self._undo.clear()
         for shard, change in pending:
-            if change.table in self._opened:
-                self._publish(shard, change)
+            self._notices.publish(self.epoch, shard, change)
         for waiting in held:
             waiting.answer(m.encode(waiting.reply))
 
     def _keep_storing(self, now: float) -> None:
         """What time asks for: records of tasks, rows that could not be stored, the sign of life of this head."""
-        lineage = self._lineage is not None and now >= self._store_at and not self.storage_failure
+        lineage = self.history.log is not None and now >= self._store_at and not self.storage_failure
         again = (self._unstored or self._behind) and now >= self._retry_at
         if lineage or again or self._pending or self._held:
             self._store_at = now + LINEAGE_S
             self._retry_at = now + RETRY_S
-            if again or self._pending or self._held or (self._lineage is not None and self._lineage.waits):
+            if again or self._pending or self._held or (self.history.log is not None and self.history.log.waits):
                 self._store_round()
         try:
             self._storage.tick()
@@ -456,87 +390,9 @@ class GcsService:
             self.storage_failure = str(error)
             self._retry_at = min(self._retry_at, now + RETRY_S)
 
-    def _shard(self, table: int, key: bytes) -> Shard:
-        return self._shards[shard_of(table, key, len(self._shards))]
-
-    def _get(self, request: m.Get) -> m.Reply:
-        _refuse_tasks(request.table)
-        row = self._shard(request.table, request.key).get(request.table, request.key)
-        return m.Missing() if row is None else m.Found(row.value, row.version)
-
-    def _put(self, request: m.Put) -> m.Reply:
-        ended = check_entry(request.table, request.key, request.value)
-        return self.put_bytes(request.table, request.key, request.value, expected=request.expected, ended=ended)
-
-    def _delete(self, request: m.Delete) -> m.Reply:
-        _refuse_tasks(request.table)
-        return self.delete_bytes(request.table, request.key, expected=request.expected)
-
-    def _list(self, request: m.List) -> m.Reply:
-        _refuse_tasks(request.table)
-        most = max(1, min(request.limit, m.MAX_PAGE))
-        parts = [shard.page(request.table, request.prefix, request.after, most + 1) for shard in self._shards]
-        found: list[tuple[bytes, bytes, int]] = []
-        size = 0
-        for key, row in heapq.merge(*parts, key=_first):
-            if len(found) >= most or size >= PAGE_BYTES:
-                return m.Page(found, True)
-            value = b"" if request.keys_only else row.value
-            size += len(value)
-            found.append((key, value, row.version))
-        return m.Page(found, False)
-
-    def _delete_prefix(self, request: m.DeletePrefix) -> m.Reply:
-        _refuse_tasks(request.table)
-        count = 0
-        for shard in self._shards:
-            while found := shard.page(request.table, request.prefix, None, m.MAX_PAGE):
-                for key, _ in found:
-                    self.delete_bytes(request.table, key)
-                count += len(found)
-        return m.Deleted(count)
-
-    def _open(self, request: m.Open) -> m.Reply:
-        return m.Opened(self.epoch, self.open_topic(request.table))
-
-    def _read(self, request: m.Read) -> m.Reply:
-        if not 0 <= request.shard < len(self._shards):
-            raise RowError(f"there are {len(self._shards)} shards, not one with number {request.shard}")
-        known = request.epoch == self.epoch
-        if request.table == Table.TASKS:
-            self.settle_tasks()
-            rows = self._tasks.shards[request.shard]
-            batches = rows.ends_since(request.sequence) if known else None
-            if batches is None:
-                return m.Snapshot(self.epoch, rows.sequence, [])
-            return m.Log(self.epoch, [_task_change(batch) for batch in batches])
-        shard = self._shards[request.shard]
-        changes = shard.changes_since(request.table, request.sequence) if known else None
-        if changes is None:
-            return m.Snapshot(self.epoch, *shard.snapshot(request.table))
-        return m.Log(self.epoch, changes)
-
-    def _submit_tasks(self, request: m.SubmitTasks) -> m.Reply:
-        for spec in request.tasks:
-            self._tasks.rows_of(spec.id)
-        self.tasks_submitted(request.job, request.tasks)
-        return m.Done()
-
-    def _finish_tasks(self, request: m.FinishTasks) -> m.Reply:
-        count = len(request.statuses)
-        if len(request.ids) != count * ID_SIZE or len(request.micros) != count:
-            raise RowError("columns of unequal length")
-        names = [request.ids[i : i + ID_SIZE] for i in range(0, len(request.ids), ID_SIZE)]
-        self.tasks_finished(request.job, request.worker, names, request.statuses, request.micros)
-        return m.Done()
-
-    def _get_task(self, request: m.GetTask) -> m.Reply:
-        row = self.task(request.task)
-        return m.Missing() if row is None else m.FoundTask(row)
-
-    def _list_tasks(self, request: m.ListTasks) -> m.Reply:
-        limit = max(0, min(request.limit, m.MAX_PAGE))
-        return m.Tasks(self.tasks(request.job or None, limit=limit, live=request.live, ended=request.ended))
+    def shard_for(self, table: int, key: bytes) -> Shard:
+        """Return the shard that keeps a key."""
+        return self.shards[shard_of(table, key, len(self.shards))]
 
     # -- rows, for the broker in the same process ----------------------------------------------------------------------
 
@@ -554,14 +410,14 @@ class GcsService:
     def row(self, row_type: type[RowT], key: bytes) -> RowT | None:
         """Return a row by its key (`tables.key_of`), or None."""
         table = ROW_TABLES[row_type]
-        found = self._shard(table, key).get(table, key)
+        found = self.shard_for(table, key).get(table, key)
         return None if found is None else decode_row(row_type, found.value)
 
     def rows(self, row_type: type[RowT], prefix: bytes = b"") -> list[RowT]:
         """Return all rows of a table whose keys begin with `prefix`, in key order."""
         table = ROW_TABLES[row_type]
-        parts = [shard.page(table, prefix, None, shard.count(table)) for shard in self._shards]
-        return [decode_row(row_type, row.value) for _, row in heapq.merge(*parts, key=_first)]
+        parts = [shard.page(table, prefix, None, shard.count(table)) for shard in self.shards]
+        return [decode_row(row_type, row.value) for _, row in heapq.merge(*parts, key=itemgetter(0))]
 
     def delete_row(self, row_type: type[GcsRow], key: bytes) -> bool:
         """Delete a row; return whether there was one."""
@@ -575,13 +431,13 @@ class GcsService:
 
     def put_bytes(self, table: int, key: bytes, value: bytes, *, expected: int = ANY, ended: bool = False) -> m.Reply:
         """Write an encoded row: Written, Conflict or Refused."""
-        shard = self._shard(table, key)
+        shard = self.shard_for(table, key)
         created = shard.get(table, key) is None
         return self._commit(shard, shard.plan_put(table, key, value, expected=expected, ended=ended), created)
 
     def delete_bytes(self, table: int, key: bytes, *, expected: int = ANY) -> m.Reply:
         """Delete a row: Written, Missing or Conflict."""
-        shard = self._shard(table, key)
+        shard = self.shard_for(table, key)
         return self._commit(shard, shard.plan_delete(table, key, expected=expected))
 
     def _commit(self, shard: Shard, plan: Change | Refusal, created: bool = False) -> m.Reply:
@@ -609,8 +465,8 @@ class GcsService:
             self._recorded.append((shard.index, change))
         if self._durable:
             self._pending.append((shard.index, change))
-        elif change.table in self._opened:
-            self._publish(shard.index, change)
+        else:
+            self._notices.publish(self.epoch, shard.index, change)
 
     # -- copies of this store on other nodes ---------------------------------------------------------------------------
 
@@ -641,15 +497,15 @@ class GcsService:
             ValueError: it does not follow what is here, or there is no such shard.
             OSError: storage refused it; nothing has changed.
         """
-        if not 0 <= shard < len(self._shards):
-            raise ValueError(f"there are {len(self._shards)} shards, not one with number {shard}")
-        self._make(self._shards[shard], change)
+        if not 0 <= shard < len(self.shards):
+            raise ValueError(f"there are {len(self.shards)} shards, not one with number {shard}")
+        self._make(self.shards[shard], change)
         if change.table == Table.EVENTS:
             self._events = max(self._events, int.from_bytes(change.key, "big"))
 
     def image(self) -> list[ShardImage]:
         """Return all rows but those of tasks, for `load_image`."""
-        return [ShardImage(shard.index, *shard.image()) for shard in self._shards]
+        return [ShardImage(shard.index, *shard.image()) for shard in self.shards]
 
     def load_image(self, images: Sequence[ShardImage]) -> None:
         """Be what another replica was; rows that are not named are gone. Subscribers read anew.
@@ -658,9 +514,9 @@ class GcsService:
             ValueError: the other replica has another number of shards.
         """
         named = {image.shard: image for image in images}
-        if named and named.keys() != set(range(len(self._shards))):
-            raise ValueError(f"this store has {len(self._shards)} shards, the snapshot those numbered {sorted(named)}")
-        for shard in self._shards:
+        if named and named.keys() != set(range(len(self.shards))):
+            raise ValueError(f"this store has {len(self.shards)} shards, the snapshot those numbered {sorted(named)}")
+        for shard in self.shards:
             image = named.get(shard.index) or ShardImage(shard.index, 0, {}, [])
             shard.become(image.revision, image.numbers, image.rows)
         keys = [row[1] for image in images for row in image.rows if row[0] == Table.EVENTS]
@@ -674,9 +530,7 @@ class GcsService:
 
         The specs are shared, not copied: a later rise of `attempt` shows in the row.
         """
-        self._tasks.submitted(job, tasks)
-        if self._lineage is not None:
-            self._lineage.submitted(job, tasks)
+        self.history.submitted(job, tasks)
 
     def tasks_finished(
         self, job: int, worker: int, ids: Sequence[bytes], statuses: bytes, micros: Sequence[int]
@@ -694,8 +548,7 @@ class GcsService:
         Raises:
             ValueError: the columns differ in length.
         """
-        if self._tasks.finished(job, worker, ids, statuses, micros, self._clock.wall()):
-            self.settle_tasks()
+        self.history.finished(job, worker, ids, statuses, micros)
 
     @property
     def durable(self) -> bool:
@@ -706,111 +559,57 @@ class GcsService:
     def is_stored(self) -> bool:
         """Whether storage has everything, task rows too."""
         self.settle_tasks()
-        waits = self._lineage is not None and self._lineage.waits
+        waits = self.history.log is not None and self.history.log.waits
         return not (waits or self._pending or self._unstored or self._behind or self._is_carrying)
 
     def abandon_tasks(self) -> None:
         """All tasks that are live have ended with the last life of this node."""
-        self.settle_tasks()
-        for job in {row.job for rows in self._tasks.shards for row in rows.live(None, 1 << 62)}:
-            self.job_ended(job)
+        self.history.abandon()
 
     def job_ended(self, job: int) -> None:
         """Note that a job is over: its live tasks end as ABANDONED. The job's own row is written with `put_row`."""
-        self.settle_tasks()
-        self._tasks.job_ended(job, self._clock.wall())
-        self.settle_tasks()
-        self._tasks.drop_job(job)
+        self.history.job_ended(job)
 
     def task(self, task: bytes) -> TaskRow | None:
         """Return a task, None when it is not known (any more); RowError when the id has not 16 bytes."""
-        self.settle_tasks()
-        return self._tasks.rows_of(task).read(task)
+        return self.history.read(task)
 
     def tasks(
         self, job: int | None = None, *, limit: int = 1000, live: bool = True, ended: bool = True
     ) -> list[TaskRow]:
         """Return up to `limit` tasks of a job (None: of all): live ones, then ended ones with the newest end first."""
-        self.settle_tasks()
-        found: list[TaskRow] = []
-        if live:
-            for rows in self._tasks.shards:
-                found += rows.live(job, limit - len(found))
-        if ended and len(found) < limit:
-            most = limit - len(found)
-            parts = [rows.newest(job, most) for rows in self._tasks.shards]
-            found += sorted([row for part in parts for row in part], key=_end, reverse=True)[:most]
-        return found
+        return self.history.find(job, limit=limit, live=live, ended=ended)
 
     def settle_tasks(self) -> None:
         """Give gathered ends their place, publish them, and flush what is too old.
 
         Reads and ticks do this by themselves.
         """
-        made = self._tasks.settle()
-        if made and Table.TASKS in self._opened:
-            for shard, batch in made:
-                self._publish(shard, _task_change(batch))
-        if self._lineage is not None:
-            for shard, batch in made:
-                self._lineage.ended(shard, batch.ends(with_specs=True))
-        if made:
-            self._flush_tasks()
-
-    def _flush_tasks(self) -> None:
-        for rows in self._tasks.shards:
-            while (batch_due := rows.due()) is not None:
-                rows.flush(self._needed(batch_due))
-                if self._archive is not None:
-                    self._archive.append(batch_due.ends(with_specs=True))
-
-    def _needed(self, batch: EndedBatch) -> Collection[bytes]:
-        if self._referenced is None or not batch.spec_count:
-            return ()
-        return set(self._referenced(batch.names()))
-
-    def _ask_for_held(self) -> None:
-        if self._referenced is None:
-            return
-        for rows in self._tasks.shards:
-            asked = 0
-            for _ in range(rows.held_batches):
-                names = rows.oldest_held()
-                rows.settle_held(set(self._referenced(names)))
-                asked += len(names)
-                if asked >= HELD_ASKED:
-                    break
+        self.history.settle()
 
     # -- notices -------------------------------------------------------------------------------------------------------
+
+    def _newest(self, shard: int, timer: BeatTimer, opened: Sequence[int], now: float) -> dict[int, int]:
+        newest = timer.beat(self.shards[shard].numbers, opened, now)
+        if Table.TASKS in newest:
+            newest[Table.TASKS] = self.history.table.shards[shard].sequence
+        return newest
+
+    def _publish_tasks(self, shard: int, batch: EndedBatch) -> None:
+        if self._notices.wants(Table.TASKS):
+            self._notices.publish(self.epoch, shard, task_change(batch))
 
     def open_topic(self, table: Table) -> list[str]:
         """Publish the changes of a table from now on.
 
         Return the endpoint of each shard ([] when there is no way to publish).
         """
-        if self._open_publisher is None:
-            return []
-        endpoints = [f"ipc://{os.path.join(self.directory, socket_name(shard.index))}" for shard in self._shards]
-        for endpoint in endpoints[len(self._publishers) :]:
-            self._publishers.append(self._open_publisher(endpoint))
-        if table not in self._opened:
-            self._opened.append(int(table))
-        now = self._clock.now()
-        for timer in self._beats:
-            timer.changed(now)
-        return endpoints
+        return self._notices.open(table)
 
-    def _publish(self, shard: int, change: Change) -> None:
-        self._publishers[shard].send(m.topic_name(change.table), m.encode(m.Notice(self.epoch, change)))
-        self.published += 1
-        self._beats[shard].changed(self._clock.now())
-
-    def _newest(self, shard: int, timer: BeatTimer, now: float) -> dict[int, int]:
-        numbers = self._shards[shard].numbers
-        newest = timer.beat(numbers, self._opened, now)
-        if Table.TASKS in newest:
-            newest[Table.TASKS] = self._tasks.shards[shard].sequence
-        return newest
+    @property
+    def published(self) -> int:
+        """Notices that were sent."""
+        return self._notices.published
 
     def tick(self, now: float) -> float:
         """Do what time asks for: settle and flush tasks, send beats. `now`: monotonic seconds of the service's clock.
@@ -818,17 +617,10 @@ class GcsService:
         Returns when the next beat is due (infinity: none). A tick that comes late or early does no harm; ten a second
         are enough.
         """
-        self.settle_tasks()
-        self._ask_for_held()
+        self.history.tick()
         if self._durable:
             self._keep_storing(now)
-        due = NEVER
-        for index, publisher in enumerate(self._publishers):
-            timer = self._beats[index]
-            if timer.due_at() <= now:
-                publisher.send(m.BEAT, m.encode(m.Beat(self.epoch, self._newest(index, timer, now))))
-            due = min(due, timer.due_at())
-        return due
+        return self._notices.tick(now, self.epoch)
 
     # -- the rest ------------------------------------------------------------------------------------------------------
 
@@ -836,27 +628,28 @@ class GcsService:
         """Return how full the store is and what it has done since it began."""
         self.settle_tasks()
         tables = [table for table in Table if table != Table.TASKS]
-        rows = {table.name: sum(shard.count(table) for shard in self._shards) for table in tables}
-        sizes = {table.name: sum(shard.bytes_of(table) for shard in self._shards) for table in tables}
-        counts = [part.counts() for part in self._tasks.shards]
+        rows = {table.name: sum(shard.count(table) for shard in self.shards) for table in tables}
+        sizes = {table.name: sum(shard.bytes_of(table) for shard in self.shards) for table in tables}
+        parts = self.history.table.shards
+        counts = [part.counts() for part in parts]
         live, ended, held = (sum(column) for column in zip(*counts))
         rows[Table.TASKS.name] = live + ended
-        sizes[Table.TASKS.name] = sum(part.bytes + part.held_bytes for part in self._tasks.shards)
+        sizes[Table.TASKS.name] = sum(part.bytes + part.held_bytes for part in parts)
         totals: dict[int, int] = {}
-        for part in self._tasks.shards:
+        for part in parts:
             for status, count in part.totals.items():
                 totals[status] = totals.get(status, 0) + count
         return m.Statistics(
-            shards=len(self._shards),
+            shards=len(self.shards),
             rows=rows,
             bytes=sizes,
             tasks_live=live,
             tasks_ended=ended,
             tasks_held=held,
-            tasks_flushed=sum(part.flushed for part in self._tasks.shards),
-            lineage_lost=sum(part.lineage_lost for part in self._tasks.shards),
+            tasks_flushed=sum(part.flushed for part in parts),
+            lineage_lost=sum(part.lineage_lost for part in parts),
             task_totals=totals,
-            changes=sum(sum(shard.numbers.newest.values()) for shard in self._shards),
+            changes=sum(sum(shard.numbers.newest.values()) for shard in self.shards),
             published=self.published,
             malformed=self.malformed,
             failures=self.failures,
@@ -865,8 +658,8 @@ class GcsService:
     def validate(self) -> None:
         """Raise AssertionError when a shard breaks its equations or keeps a key that is another's."""
         self.settle_tasks()
-        count = len(self._shards)
-        for shard, rows in zip(self._shards, self._tasks.shards):
+        count = len(self.shards)
+        for shard, rows in zip(self.shards, self.history.table.shards):
             shard.validate()
             rows.validate()
             for table in Table:
@@ -880,25 +673,9 @@ class GcsService:
         if self._durable:
             self.settle_tasks()
             self._store_round()
-        for publisher in self._publishers:
-            publisher.close()
-        self._publishers.clear()
-        self._opened.clear()
-        if self._archive is not None:
-            self._archive.close()
+        self._notices.close()
+        self.history.close()
         self._storage.close()
-
-
-def _first(item: tuple[bytes, object]) -> bytes:
-    return item[0]
-
-
-def _end(row: TaskRow) -> float:
-    return row.ended
-
-
-def _task_change(batch: EndedBatch) -> Change:
-    return Change(Table.TASKS, b"", _encode(batch.ends(with_specs=False)), 0, batch.sequence)
 
 
 def _refusal(refusal: Refusal) -> m.Reply:
@@ -908,8 +685,3 @@ def _refusal(refusal: Refusal) -> m.Reply:
         return m.Missing()
     assert refusal.reason == FULL
     return m.Refused(m.REFUSED_FULL, refusal.text)
-
-
-def _refuse_tasks(table: Table) -> None:
-    if table == Table.TASKS:
-        raise RowError("task rows are read with GetTask and ListTasks, and written with SubmitTasks and FinishTasks")
