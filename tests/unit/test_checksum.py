@@ -62,6 +62,7 @@ def test_copies_have_the_sum_of_what_was_copied(tmp_path: Path) -> None:
         rng = random.Random(5)
         data = rng.randbytes(200_000)
         ref = store.expect(bytes(range(16)), 0, None, None, "")
+        store.elsewhere(ref, True)
         filling = store.fill(ref, len(data), 0)
         assert filling is not None
         written = bytearray(len(data))
