@@ -417,7 +417,8 @@ cdef class Filling:
         if self.sealed:
             zs_unpin(&self.store.s, self.ref.slot)
         else:
-            zs_abort(&self.store.s, self.ref.slot)
+            # By its attempt: the next transfer of the same value may have begun.
+            zs_abort_result(&self.store.s, self.ref.slot, self.attempt)
 
 
 cdef inline void copy_in(uint8_t *to, const void *source, size_t size) noexcept:
@@ -935,14 +936,20 @@ cdef class Store:
         PyMem_Free(contained)
         return code >= 0
 
+    def take_copy(self, ObjectRef ref):
+        """Claim an object whose value is elsewhere, for that value; False as for `fill`."""
+        cdef uint32_t attempt = 0
+        return zs_take_copy(&self.s, slot_in(self, ref), &attempt) == ZS_OK
+
     def fill(self, ObjectRef ref, uint64_t size, uint32_t contained):
-        """Open a pending object, whoever has claimed it, to be filled with a value of `size` bytes that refers to at most `contained` objects.
-        Return its Filling, or None when it is sealed. Raises StoreFull, ObjectStoreFullError (larger than the whole store)."""
+        """Open an object whose value is elsewhere, to be filled with that value: `size` bytes that refer to at most `contained` objects.
+        Return its Filling, or None when it is sealed, or made anew (it was reopened). Raises StoreFull, ObjectStoreFullError (larger than the
+        whole store)."""
         cdef uint32_t attempt = 0
         cdef uint8_t *data = NULL
         cdef int code
         cdef Filling filling
-        if zs_take_over(&self.s, slot_in(self, ref), &attempt) != ZS_OK:
+        if zs_take_copy(&self.s, slot_in(self, ref), &attempt) != ZS_OK:
             return None
         with nogil:
             code = zs_open_result(&self.s, ref.slot, attempt, size, contained, &data)

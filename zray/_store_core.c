@@ -922,14 +922,16 @@ static void free_open_entry(zs_store *s, uint32_t slot) {
     give_entry(s, slot);
 }
 
-/* Drop the blocks that the caller filled for a claim it lost. Whether there was one. */
-static int drop_limbo(zs_store *s, uint32_t claimed, zs_proc writer) {
+enum { ANY_ATTEMPT = -1 };
+
+/* Drop the blocks that the caller filled for a claim (of that attempt, or ANY_ATTEMPT) it lost. Whether there was one. */
+static int drop_limbo_of(zs_store *s, uint32_t claimed, zs_proc writer, int64_t attempt) {
     head *h = head_of(s);
     uint32_t *link = &h->limbo, slot;
     int found = 0;
     while ((slot = *link)) {
         zs_entry *e = entry_at(s, slot);
-        if (e->writer == writer && (e->target == claimed || !claimed)) {
+        if (e->writer == writer && (e->target == claimed || !claimed) && (attempt == ANY_ATTEMPT || attempt == e->attempt)) {
             *link = e->next;
             free_open_entry(s, slot);
             found = 1;
@@ -939,6 +941,8 @@ static int drop_limbo(zs_store *s, uint32_t claimed, zs_proc writer) {
     }
     return found;
 }
+
+static int drop_limbo(zs_store *s, uint32_t claimed, zs_proc writer) { return drop_limbo_of(s, claimed, writer, ANY_ATTEMPT); }
 
 /* Before an entry changes hands: may it? An entry is needed when its block must go to limbo. */
 static int may_fence(zs_store *s, const zs_entry *e) { return e->open_block && e->state == ZS_CLAIMED ? room_for(s, 1, 0) : ZS_OK; }
@@ -1907,6 +1911,23 @@ int zs_abort(zs_store *s, uint32_t slot) {
     return rc;
 }
 
+static int abort_result_locked(zs_store *s, uint32_t slot, uint32_t attempt) {
+    if (!valid_slot(s, slot)) return ZS_BAD_ARGUMENT;
+    zs_entry *e = entry_at(s, slot);
+    if (head_of(s)->limbo && drop_limbo_of(s, slot, s->self, attempt)) return ZS_OK;
+    if (e->writer != s->self || e->state != ZS_CLAIMED || !e->open_block) return ZS_BAD_STATE;
+    if (e->attempt != attempt && !FAULT(25)) return ZS_STALE;
+    reap_writing(s, slot, s->self);
+    return ZS_OK;
+}
+
+int zs_abort_result(zs_store *s, uint32_t slot, uint32_t attempt) {
+    lock(s);
+    int rc = abort_result_locked(s, slot, attempt);
+    finish(s);
+    return rc;
+}
+
 /* ---- results of tasks ------------------------------------------------------------------------------------------------------------------------------ */
 
 typedef struct {
@@ -2135,10 +2156,10 @@ int zs_retarget(zs_store *s, uint32_t slot, zs_proc target) {
     return rc;
 }
 
-static int take_over_locked(zs_store *s, uint32_t slot, uint32_t *attempt) {
+static int take_over_locked(zs_store *s, uint32_t slot, uint32_t marks, uint32_t *attempt) {
     if (!valid_slot(s, slot)) return ZS_BAD_ARGUMENT;
     zs_entry *e = entry_at(s, slot);
-    if (!is_pending(e->state)) return ZS_BAD_STATE;
+    if (!is_pending(e->state) || (e->marks & marks) != marks) return ZS_BAD_STATE;
     int rc = may_fence(s, e);
     if (rc != ZS_OK) return rc;
     uint32_t block = fence(s, e, slot);
@@ -2156,7 +2177,14 @@ static int take_over_locked(zs_store *s, uint32_t slot, uint32_t *attempt) {
 int zs_take_over(zs_store *s, uint32_t slot, uint32_t *attempt) {
     int rc;
     if (!s->self) return ZS_BAD_STATE;
-    UNDER_LOCK(s, rc, take_over_locked(s, slot, attempt));
+    UNDER_LOCK(s, rc, take_over_locked(s, slot, 0, attempt));
+    return rc;
+}
+
+int zs_take_copy(zs_store *s, uint32_t slot, uint32_t *attempt) {
+    int rc;
+    if (!s->self) return ZS_BAD_STATE;
+    UNDER_LOCK(s, rc, take_over_locked(s, slot, FAULT(24) ? 0 : ZS_MARK_ELSEWHERE, attempt));
     return rc;
 }
 

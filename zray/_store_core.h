@@ -284,6 +284,9 @@ int zs_seal(zs_store *s, uint32_t slot, uint8_t kind, uint8_t flags, const uint3
 /* Take back an OPEN object (or a block made by zs_open_result). References stay: as long as somebody has one, what was OPEN is a sealed, empty
  * system error (size 0, ZS_KIND_ERROR, ZS_FLAG_SYSTEM_ERROR). The same happens to it when its writer is reaped. */
 int zs_abort(zs_store *s, uint32_t slot);
+/* Take back the block of that attempt of a result, which may have been superseded, also by the caller: a later attempt's block stays. The entry stays
+ * claimed. ZS_OK, ZS_STALE (the caller has a block of another attempt), ZS_BAD_STATE (it has none). */
+int zs_abort_result(zs_store *s, uint32_t slot, uint32_t attempt);
 /* A small entry with NOTIFY, state SEALED, holding `data` inline: an actor's life object. Takes a reference. */
 int zs_put_life(zs_store *s, const uint8_t *id, const void *data, uint32_t size, uint32_t job, uint32_t *slot);
 
@@ -311,6 +314,9 @@ int zs_retarget(zs_store *s, uint32_t slot, zs_proc target);
 int zs_seal_forced(zs_store *s, uint32_t slot, const void *data, uint32_t size, uint8_t kind, uint8_t flags);
 /* The same with a block: fences the claimant (attempt+1, writer = caller), after which zs_open_result / zs_seal_result with *attempt work for the caller. */
 int zs_take_over(zs_store *s, uint32_t slot, uint32_t *attempt);
+/* The same for a value that comes from another node: only an entry that is ZS_MARK_ELSEWHERE (and stays so) is taken over, which is seen under the
+ * lock. One that was reopened since (zs_retry) is made anew, perhaps by a claimant who is at work: that one is not fenced, and this is ZS_BAD_STATE. */
+int zs_take_copy(zs_store *s, uint32_t slot, uint32_t *attempt);
 /* By the broker: the value of a PENDING entry is made on another node (made = 0), or kept there (made = 1: wakes whoever waits for it anywhere). Releases
  * the arguments, sets NOTIFY. *wanted: whether somebody here waits for the value. The caller holds a reference. ZS_OK, ZS_BAD_STATE. */
 int zs_elsewhere(zs_store *s, uint32_t slot, int made, int *wanted);

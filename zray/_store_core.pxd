@@ -141,6 +141,7 @@ cdef extern from "_store_core.h" nogil:
     void zs_copy(void *to, const void *from_, size_t size)
     int zs_seal(zs_store *s, uint32_t slot, uint8_t kind, uint8_t flags, const uint32_t *contained, uint32_t n)
     int zs_abort(zs_store *s, uint32_t slot)
+    int zs_abort_result(zs_store *s, uint32_t slot, uint32_t attempt)
     int zs_put_life(zs_store *s, const uint8_t *id, const void *data, uint32_t size, uint32_t job, uint32_t *slot)
 
     int zs_expect(zs_store *s, const uint8_t *id, zs_proc target, uint32_t job, uint8_t flags, const uint32_t *deps,
@@ -155,6 +156,7 @@ cdef extern from "_store_core.h" nogil:
     int zs_retarget(zs_store *s, uint32_t slot, zs_proc target)
     int zs_seal_forced(zs_store *s, uint32_t slot, const void *data, uint32_t size, uint8_t kind, uint8_t flags)
     int zs_take_over(zs_store *s, uint32_t slot, uint32_t *attempt)
+    int zs_take_copy(zs_store *s, uint32_t slot, uint32_t *attempt)
     int zs_elsewhere(zs_store *s, uint32_t slot, int made, int *wanted)
     size_t zs_want(zs_store *s, const uint32_t *slots, size_t n, uint32_t *found)
     uint32_t zs_marks(zs_store *s, uint32_t slot)

@@ -67,8 +67,7 @@ class ActorHost:
         shape = executor.shapes[creation.shape]
         executor.actor_id = creation.id
         held = self.spec.running_resources
-        # Apart: a constructor whose process died is run again in the same incarnation.
-        context = TaskContext(creation.id, shape.name, self.incarnation, creation.id, held, shape.strategy).apart()
+        context = TaskContext(creation.id, shape.name, self.incarnation, creation.id, held, shape.strategy)
         session.root = context
         api.set_actor(self.spec)
         token = RUNNING.set(context)

@@ -318,6 +318,14 @@ def _check_init(
             raise ValueError(f"zray.init(): set {name} with its own argument, not in resources")
 
 
+def _directory() -> str:
+    """Return the current directory. Empty when it was deleted: nothing can be imported from it, and workers have none then, as this process."""
+    try:
+        return os.getcwd()
+    except OSError:
+        return ""
+
+
 def _connect(started: nodes_.Node | nodes_.RunningNode, namespace: str | None, log_to_driver: bool) -> Session:
     store = Store(started.open_store())
     store.register(_store.PROC_DRIVER)
@@ -328,7 +336,9 @@ def _connect(started: nodes_.Node | nodes_.RunningNode, namespace: str | None, l
     )
     session = Session(config, store)
     try:
-        job = JobSpec(0, job_id, os.getpid(), config.namespace, [path or os.getcwd() for path in sys.path], os.getcwd())
+        here = _directory()
+        paths = [found for path in sys.path if (found := path or here)]
+        job = JobSpec(0, job_id, os.getpid(), config.namespace, paths, here)
         version = f"{sys.version_info[0]}.{sys.version_info[1]}"
         answer = session.request(lambda reply: wire.Hello(store.process, job, reply, _version(), version), timeout=30.0)
         admitted = msgspec.msgpack.decode(answer, type=wire.HelloReply)

@@ -96,6 +96,9 @@ class LaneEnds:
         for spec in message.calls:
             number = spec.sequence
             if not order.is_new(lane, number):
+                # It came through the brokers before. Nobody would answer over the lane, and its caller take that for silence.
+                if actor is not None:
+                    self._answer(sender, wire.LaneKept(lane, number, True))
                 continue
             ref = self._expect(spec)
             if ref is None:

@@ -111,6 +111,8 @@ class Lane:
         """Number of the last call, whichever way it took."""
         self.open = False
         """The far end has answered."""
+        self.cut = False
+        """It was open, and leads nowhere any more."""
         self._pending = pending
         self._dialled_at = now
         self._heard_at = now
@@ -144,7 +146,7 @@ class Lane:
 
     def may_send(self) -> bool:
         """Whether the next call may go over it."""
-        return self.open and not self.is_silent()
+        return self.open and not self.cut and not self.is_silent()
 
     def is_silent(self) -> bool:
         """Whether an answer was waited for in vain, and has not come since."""
@@ -198,6 +200,8 @@ class Lane:
         """Whether it never answered, or does not any more: answers came through the brokers, and a while later not over the lane."""
         if not self.open:
             return now - self._dialled_at > _GREETING_S
+        if self.cut:
+            return self.all_done()
         if not self._silent or not self.all_done():
             return False
         number, since = next(iter(self._silent.items()))
@@ -640,7 +644,8 @@ class LaneReader:
                     connection.route.refused(call, lane)
         if stream.ended:
             self._disarm(connection)
-            if lane.open:  # nobody is there any more
+            if lane.open:
+                lane.cut = True
                 self._hand_over(connection, lane.all_unanswered())
 
     def _note(self, task: bytes, kind: int, micros: int) -> None:

@@ -122,14 +122,19 @@ class ObjectStore:
         )
 
     def place(self, ref: ObjectRef, size: int, contained: int) -> Place | None:
-        """Open a pending object, whoever has claimed it, to be filled with a value of `size` bytes that comes in pieces and refers to at most
-        `contained` objects: in memory, or where that cannot be in a file of its own. None when it is sealed.
+        """Open an object whose value is elsewhere, to be filled with that value: `size` bytes that come in pieces and refer to at most `contained`
+        objects. In memory, or where that cannot be in a file of its own. None when it is sealed, or made anew.
 
         Raises ObjectStoreFullError, OutOfDiskError.
         """
+
+        def in_file() -> FilePlace | None:
+            # Who makes it anew may be about to write a file of that name.
+            return FilePlace(self, ref, size) if self.store.take_copy(ref) else None
+
         if size > self.capacity:
-            return FilePlace(self, ref, size)
-        return self._with_room(size, lambda: self.store.fill(ref, size, contained), lambda: FilePlace(self, ref, size))
+            return in_file()
+        return self._with_room(size, lambda: self.store.fill(ref, size, contained), in_file)
 
     # -- making room --------------------------------------------------------------------------------------------------
 

@@ -119,6 +119,7 @@ class JobSpec(msgspec.Struct, frozen=True, array_like=True):
     namespace: str
     sys_path: list[str]
     cwd: str
+    """Of workers; empty: the driver's was deleted."""
     preload: list[str] = []
     environment: dict[str, str] = {}
     """Variables set in workers before user code."""

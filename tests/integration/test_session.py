@@ -42,6 +42,32 @@ assert threading.active_count() == 1
     assert done.returncode == 0, done.stderr
 
 
+def test_a_session_needs_no_current_directory() -> None:
+    """Where the driver's was deleted, tasks have none either."""
+    source = """
+import os, sys, tempfile
+directory = tempfile.mkdtemp()
+os.chdir(directory)
+os.rmdir(directory)
+sys.path.insert(0, "")
+import zray
+@zray.remote
+def where():
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return "nowhere"
+with zray.init(num_cpus=1):
+    assert zray.get(where.remote()) == "nowhere"
+    print("good")
+"""
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", source], capture_output=True, text=True, env=environment, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (0, "good\n"), done.stderr
+
+
 def test_init_makes_a_session_and_shutdown_ends_it() -> None:
     assert not zray.is_initialized()
     environment, directory = dict(os.environ), os.getcwd()

@@ -162,7 +162,9 @@ class Rig:
         return f"127.0.0.1:{self.sources[node].port}" if node in self.sources else None
 
     def expect(self, name: bytes = X) -> ObjectRef:
-        return self.store.expect(name, 0, None, None, "")
+        ref = self.store.expect(name, 0, None, None, "")
+        self.store.elsewhere(ref, True)
+        return ref
 
     def pull(self, ref: ObjectRef, *sources: bytes, version: int = 7, size: int = len(VALUE)) -> None:
         self.bulk.pull(ref, version, size, 0, sources)

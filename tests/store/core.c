@@ -754,6 +754,67 @@ static void test_superseded_writer(void) {
     must_be_empty();
 }
 
+/* Release the last reference to what was elsewhere: that is to be told of. */
+static void release_copy(uint32_t slot) {
+    uint8_t gone[16];
+    OK(zs_release(&s, slot));
+    OK(zs_next_zombie(&s, gone));
+    check();
+}
+
+/* Values that come from other nodes, while what they are copies of may be made anew here. */
+static void test_copies(void) {
+    uint8_t *data, *next;
+    uint32_t attempt, later;
+    int wanted;
+    zs_view view;
+    uint32_t r = expect(1, 0, NULL, 0);
+    MUST(zs_take_copy(&s, r, &attempt) == ZS_BAD_STATE);    /* it is made here */
+    OK(zs_elsewhere(&s, r, 0, &wanted));
+    MUST(zs_take_copy(&s, r, &attempt) == ZS_BAD_STATE);    /* it is made elsewhere, and does not exist */
+    OK(zs_elsewhere(&s, r, 1, &wanted));
+    OK(zs_take_copy(&s, r, &attempt));
+    OK(zs_open_result(&s, r, attempt, 8000, 0, &data));
+    MUST(zs_marks(&s, r) & ZS_MARK_ELSEWHERE);
+    /* Lost there, and made anew by a run here, when the transfer begins once more: the run goes on. */
+    OK(zs_retry(&s, r, 0, &later));
+    MUST(zs_open_result(&s, r, attempt, 8000, 0, &data) == ZS_STALE);
+    MUST(zs_take_copy(&s, r, &attempt) == ZS_BAD_STATE);
+    claim(1, later);
+    OK(zs_open_result(&s, r, later, 8000, 0, &data));
+    MUST(zs_take_copy(&s, r, &attempt) == ZS_BAD_STATE);
+    memset(data, 7, 8000);
+    OK(zs_seal_result(&s, r, later, 0, 0, NULL, 0));
+    MUST(zs_take_copy(&s, r, &attempt) == ZS_BAD_STATE);
+    release_copy(r);
+    /* Two transfers of one value in turn: who drops the first late does not take the block of the second. */
+    r = expect(2, 0, NULL, 0);
+    OK(zs_elsewhere(&s, r, 1, &wanted));
+    OK(zs_take_copy(&s, r, &attempt));
+    OK(zs_open_result(&s, r, attempt, 8000, 0, &data));
+    OK(zs_take_copy(&s, r, &later));
+    OK(zs_open_result(&s, r, later, 8000, 0, &next));
+    MUST(zs_abort_result(&s, r, attempt) == ZS_STALE);
+    memset(next, 8, 8000);
+    OK(zs_seal_result(&s, r, later, 0, 0, NULL, 0));
+    MUST(zs_abort_result(&s, r, later) == ZS_BAD_STATE);
+    OK(zs_pin(&s, r, &view));
+    MUST(view.size == 8000 && view.data[7999] == 8);
+    OK(zs_unpin(&s, r));
+    release_copy(r);
+    /* One that is dropped leaves the value to be got by the next. */
+    r = expect(3, 0, NULL, 0);
+    OK(zs_elsewhere(&s, r, 1, &wanted));
+    OK(zs_take_copy(&s, r, &attempt));
+    OK(zs_open_result(&s, r, attempt, 8000, 0, &data));
+    OK(zs_abort_result(&s, r, attempt));
+    MUST(stats().used == 0);
+    OK(zs_take_copy(&s, r, &attempt));
+    OK(zs_seal_inline(&s, r, attempt, "copy", 4, 0, 0));
+    release_copy(r);
+    must_be_empty();
+}
+
 static void test_broker_watch(void) {
     uint32_t slot = expect(1, 0, NULL, 0), open;
     uint8_t *data;
@@ -1290,7 +1351,7 @@ static const test tests[] = {
     {"allocator", test_allocator, 1 << 20, 5000}, {"full", test_full, (8 << 20) + 4096, 5000}, {"whole_capacity", test_whole_capacity, 40 << 20, 100},
     TEST(pages_are_real), {"no_memory", test_no_memory, 8 << 20, 1000},
     {"interrupted_growth", test_interrupted_growth, 8 << 20, 1000}, {"without_fallocate", test_without_fallocate, 8 << 20, 1000}, {"many_entries", test_many_entries, 1 << 20, 40000}, TEST(put_and_drop),
-    TEST(spilling), TEST(discard), TEST(task), TEST(large_result), TEST(many_results), TEST(what_is_elsewhere_is_not_made_again), TEST(retry), TEST(made_by_the_dead), TEST(superseded_writer), TEST(broker_watch),
+    TEST(spilling), TEST(discard), TEST(task), TEST(large_result), TEST(many_results), TEST(what_is_elsewhere_is_not_made_again), TEST(retry), TEST(made_by_the_dead), TEST(superseded_writer), TEST(copies), TEST(broker_watch),
     TEST(wake), TEST(wait_outcomes), TEST(spin), TEST(ring), TEST(broker_gone), TEST(reap), TEST(fork), TEST(embryo_of_the_dead), TEST(register_pid),
     TEST(many_processes), TEST(life_objects), TEST(bad_segments), TEST(bad_arguments), TEST(every_crash_point), TEST(copy),
 };

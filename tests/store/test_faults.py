@@ -36,6 +36,8 @@ FAULTS = {
     21: ("freeing an object forgets what only it contained", ["contained"]),
     22: ("results may be expected of a process that was reaped", ["retry"]),
     23: ("the place of a process that died while it spun is lost", ["spin"]),
+    24: ("a value from elsewhere takes over what is made anew here", ["copies"]),
+    25: ("who drops what it filled gives back the block of its next attempt", ["copies"]),
 }
 
 

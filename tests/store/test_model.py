@@ -354,6 +354,14 @@ class Model:
         if code == OK:
             thing.state, thing.attempt, thing.writer, thing.opened = CLAIMED, thing.attempt + 1, who, None
 
+    def do_take_copy(self, who: int, user: core.Process, thing: Thing) -> None:
+        attempt = c_uint32()
+        code = user.call("take_copy", thing.slot, byref(attempt))
+        pending = thing.state in (PENDING, CLAIMED) and thing.marks & ELSEWHERE
+        assert code == (OK if pending else BAD_STATE)
+        if code == OK:
+            thing.state, thing.attempt, thing.writer, thing.opened = CLAIMED, thing.attempt + 1, who, None
+
     def do_force(self, who: int, user: core.Process, thing: Thing) -> None:
         code = user.call("seal_forced", thing.slot, b"forced", 6, ERROR, 0)
         assert code == (OK if thing.state in (PENDING, CLAIMED) else BAD_STATE)

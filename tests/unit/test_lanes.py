@@ -108,6 +108,17 @@ def test_a_lane_that_nobody_answers_is_broken() -> None:
     assert world.lane.broken(110.0)
 
 
+def test_a_lane_that_was_cut_is_used_no_more_and_over_when_all_has_come_otherwise() -> None:
+    world = World()
+    number = world.send(100.0)
+    world.lane.cut = True
+    assert not world.lane.may_send()
+    assert [call.number for call in world.lane.all_unanswered()] == [number]
+    assert not world.lane.broken(200.0)
+    world.done.add(f"result {number}")
+    assert world.lane.broken(200.0)
+
+
 def test_the_first_call_waits_for_the_dialling() -> None:
     world = World(opened=False)
     number = world.send(100.0)
@@ -163,6 +174,22 @@ def test_numbers_run_once_and_in_order_whichever_way_they_come(order: tuple[int,
     assert ran == [1, 2, 3]
 
 
+def test_a_call_that_has_come_through_the_brokers_before_is_answered_all_the_same() -> None:
+    sent: list[Any] = []
+    inbox = SimpleNamespace(sender=b"x", answer=lambda _sender, frame: sent.append(wire.decode(frame)))
+    store = SimpleNamespace(process=1, expect=lambda *_: object(), marks=lambda _: 0)
+    worker: Any = SimpleNamespace(inbox=inbox, session=SimpleNamespace(store=store))
+    actor: Any = SimpleNamespace(order=CallOrder(), incarnation=0, exiting=False)
+    ends, calls = LaneEnds(worker), deque[TaskSpec]()
+    lane, spec = LANE_BIT | 5, TaskSpec(bytes(16), bytes(16), sequence=1)
+    through_broker = wire.CallActor(lane, 0, [spec])
+    ends.came_otherwise(through_broker, actor.order)
+    assert [ready.sequence for ready in actor.order.arrive(lane, spec)] == [1]
+    ends.take(wire.CallOverLane(lane, 0, [], [spec]), actor, calls)
+    assert sent == [wire.LaneKept(lane, 1, True)]
+    assert not calls
+
+
 def test_lanes_that_are_over_are_remembered_in_little_space() -> None:
     sent: list[Any] = []
     inbox = SimpleNamespace(sender=b"x", answer=lambda _sender, frame: sent.append(wire.decode(frame)))
@@ -176,7 +203,7 @@ def test_lanes_that_are_over_are_remembered_in_little_space() -> None:
         """Whether a call over a lane is taken."""
         sent.clear()
         ends.take(wire.CallOverLane(lane, 0, [], [TaskSpec(bytes(16), bytes(16), sequence=1)]), actor, calls)
-        return not any(isinstance(message, wire.LaneKept) for message in sent)
+        return not any(isinstance(message, wire.LaneKept) and not message.taken for message in sent)
 
     alive = LANE_BIT | 500
     assert take(alive)
