@@ -50,7 +50,7 @@ def test_only_what_is_elsewhere_is_filled(store: Store) -> None:
     store.elsewhere(ref, True)
     filling = store.fill(ref, 9000, 0)
     assert filling is not None
-    filling.write(0, OLD)
+    filling.part(0, len(OLD))[:] = OLD
     assert filling.seal(0, 0, [])
     assert sealed(store, ref) == OLD
     assert store.fill(ref, 9000, 0) is None
@@ -72,7 +72,7 @@ def test_a_transfer_that_ends_late_changes_nothing(store: Store) -> None:
     filling = store.fill(ref, 9000, 0)
     assert filling is not None
     slot, attempt = run_again(store, ref)
-    filling.write(0, OLD)
+    filling.part(0, len(OLD))[:] = OLD
     assert not filling.seal(0, 0, [])
     del filling
     assert store.seal_result(slot, attempt, NEW, [], 0, len(NEW), []) >= 0
@@ -85,7 +85,7 @@ def test_who_drops_a_transfer_late_does_not_end_the_next(store: Store) -> None:
     first = store.fill(ref, 9000, 0)
     second = store.fill(ref, 9000, 0)
     assert second is not None
-    second.write(0, NEW)
+    second.part(0, len(NEW))[:] = NEW
     del first
     assert second.seal(0, 0, [])
     assert sealed(store, ref) == NEW
@@ -103,5 +103,5 @@ def test_what_does_not_fit_is_opened_in_a_file_under_the_same_rule(store: Store,
     store.elsewhere(ref, True)
     place = objects.place(ref, 2 * CAPACITY, 0)
     assert isinstance(place, FilePlace)
-    place.write(0, memoryview(b"x" * 2 * CAPACITY))
+    place.part(0, 2 * CAPACITY)[:] = b"x" * 2 * CAPACITY
     assert place.seal(0, 0, [])

@@ -8,7 +8,7 @@ import pytest
 
 from zray.broker.serving import HOP, MOST_QUEUED, MOST_UNDER_WAY, Branches, Request, Serving
 
-A, B, C, D = (bytes([n]) * 16 for n in (1, 2, 3, 4))
+A, B, C, D, E = (bytes([n]) * 16 for n in (1, 2, 3, 4, 5))
 X, Y = (bytes([n]) * 16 for n in (101, 102))
 OWN = bytes(16)
 MIB = 1 << 20
@@ -150,8 +150,17 @@ def test_who_has_it_all_is_asked_before_who_is_getting_it() -> None:
     assert sources == {A: OWN, B: A}
     branches.took(X, 7, A, True)
     branches.took(X, 7, B, True)
-    assert branches.source_for(X, 7, 64, C, []) == OWN, "it sends to nobody now"
-    assert branches.source_for(X, 7, 64, D, []) in (A, B)
+    assert branches.source_for(X, 7, 64, C, []) == B, "nobody was sent there before"
+    assert {branches.source_for(X, 7, 64, node, []) for node in (D, E)} == {OWN, A}, "these two send to nobody now"
+
+
+def test_one_after_another_get_it_from_one_another() -> None:
+    branches, nodes = Branches(OWN), [bytes([number]) * 16 for number in range(1, 9)]
+    sources = []
+    for node in nodes:
+        sources.append(branches.source_for(X, 7, 64, node, []))
+        branches.took(X, 7, node, True)
+    assert sources == [OWN, *nodes[:-1]]
 
 
 def test_asking_again_changes_nothing() -> None:

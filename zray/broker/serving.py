@@ -13,7 +13,7 @@ before, is sent to where the estimate
 
     delay(source) + HOP + n * (receivers of the source)          in pieces' time; delay is 0 where the value is whole
 
-is least: that makes a chain, as long as n allows, and where it would get too long, a tree.
+is least (among equals it is who was named least often): that makes a chain, as long as n allows, and where it would get too long, a tree.
 """
 
 from __future__ import annotations
@@ -184,14 +184,17 @@ class Branches:
         ):
             return member.source
         load = collections.Counter(m.source for name, m in members.items() if not m.whole and name != node)
-        best, least = self._own, HOP + pieces * load[self._own]
+        # Among those that are as near, who was named least: they get it one after another as often as all at once.
+        named = collections.Counter(m.source for name, m in members.items() if name != node)
+        best, least = self._own, (HOP + pieces * load[self._own], named[self._own])
         for other, candidate in members.items():
             if other == node or other in avoid or self._is_behind(members, other, node):
                 continue
-            estimate = (0 if candidate.whole else candidate.delay) + HOP + pieces * load[other]
+            delay = (0 if candidate.whole else candidate.delay) + HOP + pieces * load[other]
+            estimate = delay, named[other]
             if estimate < least:
                 best, least = other, estimate
-        members[node] = _Member(best, least)
+        members[node] = _Member(best, least[0])
         return best
 
     def _is_behind(self, members: dict[bytes, _Member], node: bytes, other: bytes) -> bool:
