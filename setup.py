@@ -31,15 +31,20 @@ COMPILED_MACHINES = [
 ]
 
 
+SMALL = ["-Wl,--strip-all"]
+"""Symbol tables are a tenth of what is installed."""
+
+
 def compile_flags() -> tuple[list[str], list[str]]:
     """Return (compiler flags, linker flags) for the switches in the environment."""
     flags = ["-std=gnu11", "-O2", "-g0", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unused-parameter"]
-    link: list[str] = ["-pthread"]
+    link: list[str] = ["-pthread", *SMALL]
     if os.environ.get("ZRAY_SANITIZE"):
         flags += ["-g", "-fsanitize=address,undefined", "-fno-omit-frame-pointer"]
-        link += ["-fsanitize=address,undefined"]
+        link = ["-pthread", "-fsanitize=address,undefined"]
     if os.environ.get("ZRAY_DEBUG"):
         flags += ["-g", "-O1", "-DZS_DEBUG=1", "-DZS_CRASH_POINTS=1"]
+        link = [flag for flag in link if flag not in SMALL]
     if os.environ.get("ZRAY_COVERAGE"):
         flags += ["--coverage"]
         link += ["--coverage"]
@@ -72,7 +77,7 @@ def extensions() -> list[Extension]:
         for path in COMPILED_MACHINES:
             if Path(path).exists():
                 module = path.removesuffix(".py").replace("/", ".")
-                found.append(Extension(module, [path], extra_compile_args=machine_flags))
+                found.append(Extension(module, [path], extra_compile_args=machine_flags, extra_link_args=SMALL))
     return found
 
 

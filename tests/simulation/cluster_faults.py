@@ -17,7 +17,6 @@ from zray.broker import actions, membership
 from zray.broker import peer_messages as pm
 from zray.broker.actor_events import ActorEvents
 from zray.broker.cluster import Cluster
-from zray.broker.dispatch import Dispatcher
 from zray.broker.lending import Lending
 from zray.broker.links import Links
 from zray.broker.locations import Locations
@@ -31,6 +30,7 @@ from zray.broker.remote_actors import RemoteActors
 from zray.broker.remote_tasks import RemoteTasks
 from zray.broker.server import Broker
 from zray.broker.task_events import TaskEvents
+from zray.broker.task_table import TaskTable
 from zray.broker.worker_ends import WorkerEnds
 
 Plant = Callable[[pytest.MonkeyPatch], None]
@@ -427,7 +427,7 @@ def only_the_first_end_of_a_batch_is_reported(patch: pytest.MonkeyPatch) -> None
 
 @fault
 def what_runs_is_offered_again_and_again(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Dispatcher, "_is_first", lambda self, worker, task: False)
+    patch.setattr(TaskTable, "refused", nothing)
 
 
 # -- actors ------------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ at: the value that its plan says, or an error for which there is a reason. At th
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from tests.simulation.cluster_processes import ERROR, Plan, failure_of, value_of
 from zray import failures
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tests.simulation.cluster_machine import Machine
     from tests.simulation.cluster_processes import Driver, Worker
     from tests.simulation.cluster_scenario import Scenario
-    from zray.task import ActorSpec
+    from zray.task import ActorSpec, TaskSpec
 
 
 LOST = frozenset(
@@ -29,6 +29,12 @@ LOST = frozenset(
     }
 )
 """Errors that say that a value is nowhere, and cannot be made again."""
+
+
+COPIES: Final = 10
+"""Copies of a task that workers of one node are offered in vain, at most: some, because who runs it says so later. (Of 250 seeds none needed more than 2.)"""
+SOON: Final = 0.2
+"""Seconds after which a broker has heard that a value exists which it has lost."""
 
 
 class Known(NamedTuple):
@@ -62,6 +68,10 @@ class Invariants:
         self.order: dict[tuple[bytes, int], int] = {}
         self.calls = 0
         self.executions: dict[bytes, list[int]] = {}
+        self.refusals: dict[tuple[int, bytes, int], int] = {}
+        """By machine, task and attempt."""
+        self.found_since: dict[tuple[int, bytes], float] = {}
+        """Values that a machine has, though it takes them for lost."""
         self.living: dict[bytes, Worker] = {}
         self.results = 0
         self.failures: dict[str, int] = {}
@@ -94,6 +104,12 @@ class Invariants:
             limit = self.site.shapes[known.plan.shape].max_retries
         assert limit < 0 or len(attempts) <= limit + 1, f"{task.hex()}: executed {len(attempts)} times, {limit} retries"
         self._in_order(task, attempts)
+
+    def refused(self, machine: Machine, spec: TaskSpec) -> None:
+        """A worker was given a copy of what somebody runs, or has run."""
+        key = machine.index, spec.id, spec.attempt
+        self.refusals[key] = self.refusals.get(key, 0) + 1
+        assert self.refusals[key] <= COPIES, f"{machine}: {spec.id.hex()} is offered again and again"
 
     def _in_order(self, task: bytes, attempts: list[int]) -> None:
         call = self.callers.get(task)
@@ -136,6 +152,7 @@ class Invariants:
         assert remote is not None
         for link in cluster.links._links.values():
             link.validate()
+        self._look_for_found(machine, sharing.locations._lost)
         dead = cluster.neighbours.dead
         if not dead:
             return
@@ -149,6 +166,18 @@ class Invariants:
         }
         for what, found in owed.items():
             assert not found, f"{machine}: {len(found)} things are {what} the dead: {found[:2]}"
+
+    def _look_for_found(self, machine: Machine, lost: dict[bytes, None]) -> None:
+        """What a broker takes for lost is not there, or it will be told so soon."""
+        now, entries = self.scenario.world.now, machine.store.entries
+        found = {name for name in lost if name in entries and entries[name].state == STATE_SEALED}
+        for key in [key for key in self.found_since if key[0] == machine.index and key[1] not in found]:
+            del self.found_since[key]
+        for name in sorted(found):
+            since = self.found_since.setdefault((machine.index, name), now)
+            if machine.paused:
+                self.found_since[machine.index, name] = now
+            assert now - since <= SOON or machine.paused, f"{machine} takes {name.hex()} for lost, which is there"
 
     # -- results -------------------------------------------------------------------------------------------------------
 
@@ -195,7 +224,7 @@ class Invariants:
     def _planned(self, plan: Plan, inputs: list[bytes]) -> bytes | None:
         if plan.kind == "error":
             return None
-        if plan.kind in ("nested", "call"):
+        if plan.kind in ("nested", "call", "own"):
             for child in plan.children:
                 found = self._planned(child, [])
                 if found is None:
@@ -235,6 +264,8 @@ class Invariants:
             limit = self.site.shapes[plan.shape].max_retries
             if 0 <= limit < plan.crashes:
                 found.add("WorkerCrashedError")
+        if plan.kind == "own" and (violent or self.cancelled):
+            found.add("user")
         if plan.kind in ("nested", "call", "box"):
             below: set[str] = set()
             for child in plan.children:
@@ -306,6 +337,7 @@ class Invariants:
             "debts": sharing._debts,
             "held for making again": sharing._held,
             "being made again": sharing._inputs,
+            "lost": sharing.locations._lost,
             "on their way": sharing.exchange._pulling,
             "incoming": sharing.exchange._incoming,
             "guests": remote._guests,

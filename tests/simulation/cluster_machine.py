@@ -43,7 +43,7 @@ from zray.ids import task_id
 
 if TYPE_CHECKING:
     from tests.simulation.cluster_processes import Process, Worker
-    from zray.task import CallShape
+    from zray.task import CallShape, TaskSpec
 
 FORKS = 999
 """Descriptor of the fork parent's channel."""
@@ -72,6 +72,8 @@ class Site:
         """All there are, by key."""
         self.began: Callable[[Worker, bytes, int], None] = lambda worker, actor, incarnation: None
         self.executed: Callable[[Machine, bytes, int], None] = lambda machine, task, attempt: None
+        self.refused: Callable[[Machine, TaskSpec], None] = lambda machine, spec: None
+        """Told of copies that a worker may not run."""
 
     def enter(self, process: Process) -> int:
         """A new process id."""

@@ -23,7 +23,7 @@ from zray._store import STATE_SEALED, TargetGone, with_index
 from zray.broker.fork_parent import Fork
 from zray.call_order import CallOrder
 from zray.ids import put_id, task_id
-from zray.task import CallShape, TaskSpec
+from zray.task import ActorSpec, CallShape, TaskSpec
 
 if TYPE_CHECKING:
     from tests.simulation.cluster_machine import Machine
@@ -36,7 +36,7 @@ class Plan(msgspec.Struct, array_like=True):
 
     kind: str = "ok"
     """ok, error, crash (its process dies), nested (submits tasks and waits), box (submits one and returns the reference), call (calls an
-    actor and waits)."""
+    actor and waits), own (makes an actor, calls it, waits and lets go of it)."""
     salt: int = 0
     seconds: float = 0.0
     size: int = 0
@@ -46,6 +46,8 @@ class Plan(msgspec.Struct, array_like=True):
     children: tuple[Plan, ...] = ()
     shape: bytes = b""
     actor: bytes = b""
+    made: bytes = b""
+    """own: the shape of its actor."""
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -181,6 +183,20 @@ class Process:
         ref = self.store.reference(name)
         assert ref is not None, f"{name.hex()} is gone though a process of {self.machine} refers to it"
         return ref
+
+    def create_actor(self, spec: ActorSpec) -> None:
+        """Ask for an actor; hold it."""
+        creation = spec.creation
+        self.held[creation.id] = self.store.put_life(creation.id, b"")
+        kept = [self.reference(name) for name in creation.deps]
+        self.store.expect(with_index(creation.id, 1), 0, kept, None, "", 0, self.handle)
+        self.define([self.shape(creation.shape)])
+        self.tell(wire.CreateActor(self.handle, spec, b""))
+
+    def let_go(self, actor: bytes) -> None:
+        """Forget an actor."""
+        self.held.pop(actor, None)
+        self.actor_links.pop(actor, None)
 
     def call_actor(self, actor: bytes, base: bytes, number: int, plan: Plan, deps: tuple[bytes, ...]) -> bytes:
         """Call a method; hold and return the result."""
@@ -481,6 +497,7 @@ class Worker(Process):
         yield self.world.rng.uniform(1e-6, 4e-6)
         entry = store.claim(spec.id, 1, spec.attempt, self.handle)
         if entry is None:
+            self.machine.site.refused(self.machine, spec)
             self.reports.append((spec.id, wire.DONE_SKIPPED, 0))
             return
         begun = self.world.now
@@ -529,7 +546,7 @@ class Worker(Process):
             yield Message()
         if plan.kind == "error":
             raise Failed("as planned")
-        if plan.kind in ("nested", "box", "call"):
+        if plan.kind in ("nested", "box", "call", "own"):
             base = ids.origin_of(spec.id, spec.attempt, self.fresh_id)
             inputs = [*inputs, *(yield from self.with_children(plan, spec, base, kept))]
         return value_of(plan, inputs)
@@ -540,6 +557,8 @@ class Worker(Process):
 
     def with_children(self, plan: Plan, spec: TaskSpec, base: bytes, kept: list[Ref]) -> Program:
         """Make calls; return their values, unless they are only put into a box. A repeat makes another one before them, as no other run does."""
+        if plan.kind == "own":
+            return (yield from self.with_actor(plan, base))
         wild: list[Plan] = []
         if spec.attempt and plan.kind == "nested":
             wild = [Plan(salt=self.world.rng.getrandbits(40), shape=plan.children[0].shape)]
@@ -557,6 +576,23 @@ class Worker(Process):
         for child in wild:
             ref = refs.pop(0)
             assert failure_of(ref.entry) or ref.entry.data == value_of(child, []), "what another run made has its id"
+        return self.values(refs)
+
+    def with_actor(self, plan: Plan, base: bytes) -> Program:
+        """Make an actor, which is gone when all is over; return the values of its calls."""
+        actor = task_id(base, 1)
+        creation = TaskSpec(actor, plan.made, _encode(Plan(shape=plan.made, seconds=plan.seconds / 4)))
+        try:
+            self.create_actor(ActorSpec(creation, self.job, max_restarts=1, max_task_retries=1))
+            results = [self.call_actor(actor, base, number, child, ()) for number, child in enumerate(plan.children, 2)]
+            refs = [self.held.pop(result) for result in results]
+            yield from self.get(results)
+        finally:
+            self.let_go(actor)
+        return self.values(refs)
+
+    def values(self, refs: list[Ref]) -> list[bytes]:
+        """What calls have returned."""
         failed = [name for ref in refs if (name := failure_of(ref.entry))]
         if failed:
             raise Failed(",".join(failed))

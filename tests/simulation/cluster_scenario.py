@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable
+from random import Random
 from typing import Any, Final
 
 import msgspec
@@ -42,6 +43,9 @@ HEARD_AGAIN: Final = 2.0
 LENT: Final = ("one", "half", "none")
 """Shapes whose resources are lent while a task waits. A task that waits for one that needs what it holds itself would wait for ever."""
 
+MORE: Final = 0.2
+"""The part of scenarios whose programs do what was thought of last."""
+
 _DIRECTORY = tempfile.TemporaryDirectory(prefix="zray-simulation-")
 
 
@@ -60,6 +64,9 @@ class Scenario:
         self.site = Site(seed, _DIRECTORY.name, 6.0)
         self.world, self.rng = self.site.world, self.site.world.rng
         self.gentle = self.rng.random() < 0.5
+        self.luck = Random(f"desks {seed}")
+        """Of what was thought of last: seeds of scenarios without it go on standing for what they stood for."""
+        self.more = self.luck.random() < MORE
         self.site.node_timeout = 30.0 if self.rng.random() < 0.1 else 6.0
         self.site.make_worker = Worker
         self.drivers: list[Driver] = []
@@ -69,6 +76,7 @@ class Scenario:
         self.checker = Invariants(self)
         self.site.executed = self.checker.executed
         self.site.began = self.checker.began
+        self.site.refused = self.checker.refused
         self.story: list[str] = []
 
     def _shapes(self) -> dict[str, CallShape]:
@@ -81,6 +89,8 @@ class Scenario:
             shape("method", ACTOR_METHOD, {}, 0),
             shape("actor", ACTOR_CREATION, {"CPU": 1}, 0),
             shape("rolling", ACTOR_CREATION, {"hubs": 0.01}, 0),
+            shape("owner", TASK, {"desks": 0.1}, 2),
+            shape("owned", ACTOR_CREATION, {"sheds": 0.01}, 0),
         ]
         return {one.name: one for one in found}
 
@@ -99,7 +109,7 @@ class Scenario:
 
     def _run(self) -> None:
         rng, world, site = self.rng, self.world, self.site
-        head = Machine(site, {"CPU": float(rng.choice([0, 1, 2]))})
+        head = Machine(site, {"CPU": float(rng.choice([0, 1, 2])), **self._has()})
         head.start("")
         for _ in range(rng.randint(1, 3)):
             self.join()
@@ -127,12 +137,23 @@ class Scenario:
         """One more machine."""
         rng = self.rng
         has = needs or {"CPU": float(rng.choice([1, 1, 2, 4])), "wheels": float(rng.choice([0, 1, 2])), "hubs": 1.0}
+        has |= self._has(needs is not None)
         machine = Machine(self.site, {name: amount for name, amount in has.items() if amount})
         try:
             machine.start(self.site.machines[0].sockets.address)  # type: ignore[union-attr]
         except CannotJoin as error:
             self.world.say(f"{machine} cannot join: {error}")
         return machine
+
+    def _has(self, all_of_it: bool = False) -> dict[str, float]:
+        """What a new machine has for tasks that make actors, and for these actors: no machine but the one that helps has both."""
+        if not self.more:
+            return {}
+        if all_of_it:
+            return {"desks": 1.0, "sheds": 1.0}
+        others = [machine for machine in self.site.machines[1:] if machine.alive]
+        desks = bool(self.site.machines) and not any("desks" in machine.resources for machine in others)
+        return {"desks": 1.0} if desks or (others and self.luck.random() < 0.5) else {"sheds": 1.0}
 
     def _begin(self, machine: Machine, number: int) -> None:
         if not machine.alive:
@@ -387,9 +408,11 @@ class Play:
         """The whole play."""
         driver, rng = self.driver, self.rng
         yield from self.hello()
+        kept = self.keep()
         for _ in range(rng.randint(2, 9)):
             act = rng.choices(list(self.ACTS), list(self.ACTS.values()))[0]
             yield from getattr(self, act)()
+        yield from self.more(kept)
         if rng.random() < 0.12:
             self.leave_at_once()
             return
@@ -408,6 +431,34 @@ class Play:
         driver.held.clear()
         driver.actor_links.clear()
         self.scenario.lost(driver)
+
+    def more(self, kept: list[bytes]) -> Program:
+        """What only some scenarios have."""
+        if not self.scenario.more:
+            return
+        usual, self.rng = self.rng, self.scenario.luck
+        for _ in range(self.rng.randint(1, 4)):
+            yield from self.rng.choice([self.own, self.brief])()
+        if self.rng.random() < 0.5:
+            yield max(1e-6, 5.0 - self.world.now)  # most that happens to machines has happened
+        self.refs += kept
+        self.rng = usual
+
+    def keep(self) -> list[bytes]:
+        """Tasks whose values nobody looks at for long, wherever they are. (Of some scenarios only.)"""
+        if not self.scenario.more:
+            return []
+        usual, self.rng = self.rng, self.scenario.luck
+        before = len(self.refs)
+        for _ in range(self.rng.randint(1, 3)):
+            plans = [self.plan("ok", ("one", "one", "half")) for _ in range(self.rng.randint(2, 6))]
+            for plan in plans:
+                plan.size = 3000
+            self.submit(plans, self.inputs())
+        self.rng = usual
+        kept = self.refs[before:]
+        del self.refs[before:]
+        return kept
 
     def leave_at_once(self) -> None:
         """End, in one of two ways, while calls are under way: nobody waits for them any more."""
@@ -525,14 +576,14 @@ class Play:
 
     # -- actors --------------------------------------------------------------------------------------------------------
 
-    def actor(self) -> Program:
-        """Create an actor."""
+    def actor(self, after: tuple[bytes, ...] = ()) -> Program:
+        """Create an actor. after: it is made when these exist."""
         rng, driver = self.rng, self.driver
         made = self.scenario.shapes[rng.choice(["actor", "rolling", "rolling"])]
         kind = rng.choices(["ok", "crash", "error"], [12, 1, 1])[0]
         plan = Plan(kind, 0, self.seconds() / 4, 0, rng.randint(1, 2), (), made.key)
         actor = task_id(driver.root, driver.next_child())
-        deps = self.inputs(True) if rng.random() < 0.2 else ()
+        deps = after or (self.inputs(True) if rng.random() < 0.2 else ())
         creation = TaskSpec(actor, made.key, msgspec.msgpack.encode(plan), 0, deps)
         spec = ActorSpec(
             creation,
@@ -541,20 +592,40 @@ class Play:
             max_task_retries=rng.choice([0, 1, -1]),
             running_resources=made.resources if "CPU" not in resources.unpack(made.resources) else b"",
         )
-        driver.held[actor] = driver.store.put_life(actor, b"")
-        address = with_index(actor, 1)
-        kept = [driver.reference(name) for name in deps]
-        driver.store.expect(address, 0, kept, None, "", 0, driver.handle)
-        driver.define([made])
-        driver.tell(wire.CreateActor(driver.handle, spec, b""))
+        driver.create_actor(spec)
         self.checker.actors[actor] = (spec, plan, deps)
         self.actors.append(actor)
         yield 1e-6
 
-    def method(self) -> Plan:
+    def own(self) -> Program:
+        """Tasks that make actors of their own, which live for long: these, their owner and mostly the driver are on different nodes."""
+        plans = []
+        for _ in range(self.rng.randint(1, 3)):
+            plan = self.plan("own", ("owner",))
+            plan.made = self.key("owned")
+            plan.children = tuple(self.method("ok") for _ in range(self.rng.randint(1, 3)))
+            plan.children[-1].seconds = self.rng.uniform(0.5, 4.0)
+            plans.append(plan)
+        self.submit(plans)
+        yield 1e-6
+
+    def brief(self) -> Program:
+        """Create an actor and let go of it soon: before it has a place, while it is made, or later."""
+        after: tuple[bytes, ...] = ()
+        if self.rng.random() < 0.7:
+            plan = self.plan("ok", ("none",))
+            plan.seconds = self.rng.uniform(0.0, 0.6)
+            after = tuple(self.submit([plan]))
+        yield from self.actor(after)
+        yield self.rng.choice([1e-6, 0.02, 0.1, 0.3])
+        actor = self.actors.pop()
+        self.checker.let_go.add(actor)
+        self.driver.let_go(actor)
+
+    def method(self, kinds: str = "") -> Plan:
         """A method call: sometimes it kills its actor."""
         rng = self.rng
-        kind = rng.choices(["ok", "error", "crash"], [30, 1, 1])[0]
+        kind = kinds or rng.choices(["ok", "error", "crash"], [30, 1, 1])[0]
         size = rng.choice([0, 0, 900])
         return Plan(kind, rng.getrandbits(60), self.seconds() / 10, size, 1, (), self.key("method"))
 

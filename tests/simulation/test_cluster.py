@@ -8,12 +8,18 @@ from tests.simulation.cluster_machine import Doors, Machine
 from tests.simulation.cluster_scenario import BEARABLE, Scenario, Trouble
 
 CI_SEEDS = 45
-REGRESSION = (5512, 10139, 16496)
-"""Silences that overlap."""
+REGRESSION = {
+    5512: "silences that overlap",
+    10139: "silences that overlap",
+    16496: "silences that overlap",
+    14549: "programs end long after all disturbances, a moment after a node that died long ago was declared dead",
+    33363: "a copy of a task lies here while its value is on another node",
+    35276: "calls are packed when an actor leaves for the same node",
+    35729: "calls of a job come to a node after the end of the job",
+}
+"""Seeds that failed, and what is rare in them."""
 SOAK_SEEDS = 20_000
 SOAK_BLOCK = 2_000
-SETTLES_LATE = 14549
-"""Its programs end long after all disturbances, a moment after a node that died long ago was declared dead."""
 
 
 def run_seed(seed: int) -> Scenario:
@@ -39,10 +45,6 @@ def test_random_clusters(pytestconfig: pytest.Config) -> None:
     assert sum(bool(machine.verdict) for scenario in ran for machine in scenario.site.machines) > 5
     failures = {kind for scenario in ran for kind in scenario.checker.failures}
     assert failures >= {"user", "WorkerCrashedError", "TaskCancelledError", "ActorDiedError"}
-
-
-def test_what_programs_leave_has_time_to_settle() -> None:
-    run_seed(SETTLES_LATE)
 
 
 @pytest.mark.parametrize("seed", REGRESSION)
