@@ -305,6 +305,8 @@ class Invariants:
             "asked for": [name for name, nodes in sharing._asked.items() if nodes],
             "debts": sharing._debts,
             "held for making again": sharing._held,
+            "second copies": sharing._spares,
+            "rebuild costs": sharing.copies._tasks,
             "being made again": sharing._inputs,
             "on their way": sharing.exchange._pulling,
             "incoming": sharing.exchange._incoming,

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
+
+REBUILD_S: Final = 0.5
+"""Default of `BrokerConfig.rebuild_s`."""
 
 
 class ClusterConfig(msgspec.Struct, frozen=True):
@@ -60,5 +65,7 @@ class BrokerConfig(msgspec.Struct, frozen=True):
     """None: one machine, and no TCP port."""
     trace: bool = False
     """Note the walk of tasks through the cluster as events (`zray.broker.walk`)."""
+    rebuild_s: float = REBUILD_S
+    """Values of this node's tasks that would take longer to make again get a second copy (`zray.broker.second_copies`); 0: none does."""
     options: dict[str, object] = {}
     """Rarer settings (`_system_config`)."""
