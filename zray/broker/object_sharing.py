@@ -582,7 +582,8 @@ class ObjectSharing:
     def _forget_tasks(self, tasks: list[bytes]) -> None:
         for task in tasks:
             self._held.pop(task, None)
-        self._perform(self.copies.forgotten(tasks))
+        if tasks and len(self.copies):
+            self._perform(self.copies.forgotten(tasks))
 
     # -- failing ----------------------------------------------------------------------------------------------------------------
 
