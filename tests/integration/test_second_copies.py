@@ -17,10 +17,10 @@ from zray.cluster_utils import Cluster
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-SIZE = 100_000
-"""Numbers in a large value: 800 kB, more than travels with the news of an end."""
-LINK_S = 0.02
-BOUND_S = 0.1
+SIZE = 40_000
+"""Numbers in a large value: 320 kB, more than travels with the news of an end, and cheap to copy also on a busy machine."""
+LINK_S = 0.03
+BOUND_S = 0.2
 LINKS = 40
 MOST = 2 * (int(BOUND_S / LINK_S) + 1)
 """Links from one copy to the next, and once more, as the newest copy may not be there yet. Slow links are fewer."""
@@ -49,14 +49,14 @@ def left() -> dict[str, int]:
     found = query("statistics")
     names = ("objects_elsewhere", "objects_kept_elsewhere", "lineage_tasks", "second_copies_held")
     counts = {name: found[name] for name in names if found[name]}
-    return counts | ({"used": found["used"]} if found["used"] > 1 << 20 else {})
+    return counts | ({"used": found["used"]} if found["used"] > 4 * SIZE else {})
 
 
 @zray.remote(num_cpus=1)
-def link(value: Any, step: int, tally: Tally, gate: Gate | None) -> Any:
+def link(value: Any, step: int, tally: Tally, gate: Gate | None, seconds: float = LINK_S) -> Any:
     """The next value of a chain; notes where it runs."""
     tally.add(f"{step} {zray.get_runtime_context().get_node_id()}")
-    time.sleep(LINK_S)
+    time.sleep(seconds)
     if gate is not None:
         gate.wait()
     return np.arange(SIZE, dtype=np.int64) if value is None else value + 1
@@ -90,6 +90,18 @@ def test_a_long_chain_is_not_run_again_from_its_beginning(
     hold.open()
     assert (zray.get(ref, timeout=60) == np.arange(SIZE) + LINKS - 1).all()
     assert LINKS < len(tally) <= LINKS + MOST + 1
+    del ref
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bound", [BOUND_S], indirect=True)
+def test_tasks_run_where_the_original_is(cluster: Cluster, tally: Tally) -> None:
+    """Not at the head, which is idle and has the copy."""
+    ref = link.options(resources={"far": 1}).remote(None, 0, tally, None, 2 * BOUND_S)
+    wait_for(lambda: query("statistics")["used"] > 8 * SIZE, 30, "a copy has come")
+    for step in range(1, 4):
+        zray.wait([link.remote(ref, step, tally, None)], timeout=30, fetch_local=False)
+    assert len({line.split()[1] for line in tally.lines}) == 1
     del ref
 
 
