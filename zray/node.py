@@ -26,7 +26,7 @@ from typing import Final
 import msgspec
 
 from zray import errors, ids
-from zray.broker.config import BrokerConfig, ClusterConfig
+from zray.broker.config import REBUILD_S, BrokerConfig, ClusterConfig
 
 _READY_TIMEOUT_S: Final = 30.0
 _MAX_DIRECTORY: Final = 75
@@ -425,6 +425,7 @@ def start(settings: NodeSettings, driver_pid: int, cluster: ClusterSettings | No
     remove_stale_sessions(root)
     session = secrets.token_hex(4)
     directory = os.path.join(root, session)
+    rebuild_s = _rebuild_seconds()
     spill = os.environ.get("ZRAY_SPILL_DIR")
     spill_directory = os.path.join(spill, f"zray-{session}") if spill else os.path.join(directory, "spill")
     memory = memory_bytes()
@@ -459,6 +460,7 @@ def start(settings: NodeSettings, driver_pid: int, cluster: ClusterSettings | No
                 python=sys.version,
                 cluster=place,
                 trace=os.environ.get("ZRAY_TRACE", "0") not in ("", "0"),
+                rebuild_s=rebuild_s,
             )
             process = _spawn(config, directory, ready_fd)
             undo.callback(_end, process)
@@ -490,6 +492,22 @@ def start(settings: NodeSettings, driver_pid: int, cluster: ClusterSettings | No
         write_record(record)
         undo.pop_all()
         return Node(record, process, alive)
+
+
+def _rebuild_seconds() -> float:
+    """ZRAY_REBUILD_S: how long making a lost value again may take."""
+    text = os.environ.get("ZRAY_REBUILD_S", "")
+    if not text:
+        return REBUILD_S
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not seconds >= 0:
+        raise errors.ZrayUsageError(
+            f"ZRAY_REBUILD_S is {text!r}: it must be a number of seconds, 0 for no second copies"
+        )
+    return seconds
 
 
 def _place(cluster: ClusterSettings, directory: str) -> ClusterConfig:

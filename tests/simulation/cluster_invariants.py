@@ -336,6 +336,8 @@ class Invariants:
             "asked for": [name for name, nodes in sharing._asked.items() if nodes],
             "debts": sharing._debts,
             "held for making again": sharing._held,
+            "second copies": sharing._spares,
+            "rebuild costs": sharing.copies._tasks,
             "being made again": sharing._inputs,
             "lost": sharing.locations._lost,
             "on their way": sharing.exchange._pulling,

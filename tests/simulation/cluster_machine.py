@@ -372,6 +372,7 @@ class Machine:
             max_objects=1 << 20,
             preload=[],
             cluster=place,
+            rebuild_s=0.002,  # short, so that second copies are common
         )
         site.building = self
         self.broker = server.Broker(config, self.store, 0, self, 1)  # type: ignore[arg-type]

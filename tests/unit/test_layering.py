@@ -40,7 +40,8 @@ RECORDS = {
 }
 _BROKER_MACHINES = """
     actions actor_events actor_log actor_table bundles cancelling dependencies dispatch events group_events head_watch jobs leases ledger lending locations
-    membership node pace packing peer_messages peers placement placement_groups pull recovery refusals relay reliable scheduler serving
+    membership node pace packing peer_messages peers placement placement_groups pull recovery refusals relay reliable scheduler second_copies
+    serving
     settings task_events task_table told_rows unsent
     worker_pool
 """

@@ -14,6 +14,22 @@ def _book() -> Locations:
     return Locations(OWN)
 
 
+def test_a_spare_copy_here_draws_nobody() -> None:
+    """Unless somebody here came to want it while it was on its way."""
+    book = Locations(OWN)
+    for name, wanted_too in ((X, False), (Y, True)):
+        book.made_at(name, A, 10)
+        assert book.want(name, True)
+        assert not book.want(name, True)
+        if wanted_too:
+            assert not book.want(name), "it is coming already"
+        book.made_at(name, OWN, 10)
+        assert not book.elsewhere(name)
+        book.validate()
+    assert book.holders(X) == book.sources(X) == (A,)
+    assert book.holders(Y) == (A, OWN)
+
+
 def test_an_unknown_object_is_here_or_small() -> None:
     book = _book()
     assert book.size(X) == 0

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
+
+REBUILD_S: Final = 0.5
+"""Default of `BrokerConfig.rebuild_s`."""
 
 
 class ClusterConfig(msgspec.Struct, frozen=True):
@@ -63,5 +68,7 @@ class BrokerConfig(msgspec.Struct, frozen=True):
     first_directory: str = ""
     """It was a head that was replaced, and comes back (`zray.broker.comeback`): directory of its first session, which holds its log. Nobody has
     started it, so it claims its directory and makes itself known."""
+    rebuild_s: float = REBUILD_S
+    """Values of this node's tasks that would take longer to make again get a second copy (`zray.broker.second_copies`); 0: none does."""
     options: dict[str, object] = {}
     """Rarer settings (`_system_config`)."""

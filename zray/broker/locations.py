@@ -20,7 +20,7 @@ from __future__ import annotations
 class _Place:
     """What is known of one object."""
 
-    __slots__ = ("attempt", "holders", "size", "wanted")
+    __slots__ = ("attempt", "holders", "size", "spare", "wanted")
 
     def __init__(self, size: int, attempt: int) -> None:
         self.size = size
@@ -28,6 +28,8 @@ class _Place:
         self.holders: dict[bytes, None] = {}
         """In the order in which they got their copies."""
         self.wanted = False
+        self.spare = False
+        """Whether the copy that is, or comes, here is there for the case only that the others are lost."""
 
 
 class Locations:
@@ -62,9 +64,12 @@ class Locations:
         return 0 if place is None else place.size
 
     def holders(self, name: bytes) -> tuple[bytes, ...]:
-        """Return the nodes that have a copy (perhaps this one), the oldest copy first; () when no other node is known to have one."""
+        """Return the nodes where users of an object had better run, as they have a copy (perhaps this one), the oldest copy first; () when no other
+        node is known to have one. A spare copy here draws nobody away from where values are made and used."""
         place = self._places.get(name)
-        return () if place is None else tuple(place.holders)
+        if place is None:
+            return ()
+        return self.sources(name) if place.spare else tuple(place.holders)
 
     def elsewhere(self, name: bytes) -> bool:
         """Return whether other nodes have a copy and this one has none."""
@@ -145,13 +150,17 @@ class Locations:
             self.forget(name)
         return False
 
-    def want(self, name: bytes) -> bool:
-        """A copy is to come here. True when that is new and possible: the object is elsewhere."""
+    def want(self, name: bytes, spare: bool = False) -> bool:
+        """A copy is to come here; `spare`: nobody here needs it as long as others have one. True when that is new and possible: the object is
+        elsewhere."""
         place = self._places.get(name)
-        if place is None or place.wanted or self._own in place.holders:
+        if place is None:
             return False
-        place.wanted = True
-        return True
+        new = not place.wanted and self._own not in place.holders
+        if new or not spare:
+            place.spare = spare
+        place.wanted = place.wanted or new
+        return new
 
     def want_no_more(self, name: bytes) -> None:
         """Nothing is under way any more (it has failed, or nobody needs it)."""

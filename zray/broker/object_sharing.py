@@ -1,7 +1,8 @@
 """Objects that several nodes know: lending references, learning where values are, having them brought, and making lost ones again.
 
 Covers what a broker says to others about objects, and what it does when copies come, go, or are lost. Does not cover counts (`lending`), the book
-of copies (`locations`), which tasks run again (`recovery`), or moving bytes (`object_exchange`).
+of copies (`locations`), which tasks run again (`recovery`), which values deserve a second copy (`second_copies`), or moving bytes
+(`object_exchange`).
 
 An object of which this node has no value yet, and which nobody here makes, is an entry of the store like any other: pending, with the mark that
 lets it go with its last reference (`Store.elsewhere`). There are two sorts:
@@ -14,6 +15,8 @@ lets it go with its last reference (`Store.elsewhere`). There are two sorts:
 Values that are elsewhere come when somebody here wants them: a process that waits for them (the store tells, or `wire.Wanted`), or a task that was
 placed here. Whoever gets a copy of a borrowed object tells its lender, which may then name it as a source.
 
+Of large results that would take long to make again a second copy is brought here (`second_copies`), beside what anybody wants.
+
 When the last copy of an object is gone, who borrowed it asks its lender again; the lender of all, the node whose task made it, runs that task
 again, or seals an error. Until then nothing wakes who waits for it.
 """
@@ -21,6 +24,7 @@ again, or seals an error. Until then nothing wakes who waits for it.
 from __future__ import annotations
 
 import time
+from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from zray import _store, errors, failures, ids, wire
@@ -31,10 +35,12 @@ from zray.broker.lending import Lending
 from zray.broker.locations import Locations
 from zray.broker.object_exchange import INLINE_BYTES, ObjectExchange
 from zray.broker.recovery import Recovery, Rerun
+from zray.broker.second_copies import Copy, Hold, SecondCopies
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from zray.broker import second_copies
     from zray.broker.cluster import Cluster
     from zray.broker.server import Broker
     from zray.object_store import ObjectRef
@@ -44,6 +50,10 @@ _LINEAGE_SHARE: Final = 4
 """Specs and arguments that are kept to make values again may take 1/so much of what the store may."""
 
 
+_COPIES_SHARE: Final = 8
+"""Second copies may take 1/so much of the store."""
+_CROWDED: Final = 0.75
+"""When so much of the store is in use, there is no room for second copies."""
 _NEWEST: Final = 0.2
 """Weight of the newest measurement in the average bandwidth."""
 
@@ -59,6 +69,11 @@ class ObjectSharing:
         self.lending = Lending()
         self.locations = Locations(cluster.own)
         self.recovery = Recovery(broker.objects.capacity // _LINEAGE_SHARE)
+        # Outside the cluster it may be a long way to the nodes, and the store is that of somebody's own machine.
+        bound = 0.0 if cluster.is_client else broker.config.rebuild_s
+        self.copies = SecondCopies(cluster.own, bound, broker.objects.capacity // _COPIES_SHARE)
+        self._spares: dict[bytes, ObjectRef] = {}
+        """References to second copies that are kept for what was made from them."""
         self._kept: dict[bytes, ObjectRef] = {}
         """References to what is lent."""
         self._asked: dict[bytes, set[bytes]] = {}
@@ -148,6 +163,8 @@ class ObjectSharing:
         self._began.pop(name, None)
         self.locations.forget(name)
         self.locations.found(name)
+        if name in self.copies:
+            self._perform(self.copies.freed(name))
         self._forget_tasks(self.recovery.unreferenced(name))
         if lender is not None:
             self._cluster.send(lender, pm.GiveBack([name]))
@@ -278,9 +295,12 @@ class ObjectSharing:
             self.locations.made_at(name, message.node, message.size, message.attempt)
             if self._store.done(ref):
                 self.locations.made_at(name, self._cluster.own, message.size, message.attempt)
+            self._placed(name)
 
     def _no_copy_at(self, name: bytes, node: bytes, reason: str) -> None:
-        if self.locations.dropped_at(name, node) and self._store.watch(name) is True:
+        lost = self.locations.dropped_at(name, node) and self._store.watch(name) is True
+        self._placed(name)
+        if lost:
             self._lost([name], reason)
 
     # -- having values brought ------------------------------------------------------------------------------------------------
@@ -306,8 +326,11 @@ class ObjectSharing:
 
     def _pull(self, name: bytes) -> None:
         if self.locations.want(name):
-            self._began[name] = time.monotonic()
-            self.exchange.pull(name, self.locations.sources(name), self.locations.size(name))
+            self._bring(name)
+
+    def _bring(self, name: bytes) -> None:
+        self._began[name] = time.monotonic()
+        self.exchange.pull(name, self.locations.sources(name), self.locations.size(name))
 
     def arrived(self, name: bytes) -> None:
         """A value from another node is sealed here now."""
@@ -323,6 +346,7 @@ class ObjectSharing:
             lender = self.lending.borrowed.get(name)
             if lender is not None:
                 self._cluster.send(lender, pm.CopyAt(name, self._cluster.own, size, attempt, True))
+        self._placed(name)
         self.locations.found(name)
         if self._gathered is None:
             self._broker.objects_there([name])
@@ -365,7 +389,9 @@ class ObjectSharing:
         if self.locations.elsewhere(name):
             self._store.elsewhere(ref, True)
             self._pull(name)
+            self._placed(name)
         else:
+            self._placed(name)
             self._lost([name], reason)
 
     def look_for_unwanted(self) -> None:
@@ -380,17 +406,75 @@ class ObjectSharing:
             self.locations.want_no_more(name)
             if ref is not None and self.locations.elsewhere(name):
                 self._store.elsewhere(ref, True)
+            self._placed(name)
+        if self._spares and not self._has_room(0):
+            self._perform(self.copies.crowded())
 
     def no_room(self, name: bytes, error: Exception) -> None:
         """A value cannot be brought: there is no room for it."""
         self.locations.want_no_more(name)
-        self._fail(name, error)
+        if not self._stays_there(name):
+            self._fail(name, error)
+        self._placed(name)
+
+    def _stays_there(self, name: bytes) -> bool:
+        """Whether a value that could not be brought here was a second copy that nobody waits for."""
+        ref = self._store.reference(name)
+        if ref is None or not self.copies.ours(name):
+            return False
+        self._store.retry(ref, 0)  # pending again, not being filled
+        return self._store.elsewhere(ref, True) is False
+
+    # -- second copies ---------------------------------------------------------------------------------------------------------
+
+    def _perform(self, actions: Iterable[second_copies.Action]) -> None:
+        todo = deque(actions)
+        while todo:
+            action = todo.popleft()
+            name = action.object
+            if isinstance(action, Copy):
+                todo.extend(self._copy_here(name))
+            elif isinstance(action, Hold):
+                ref = self._store.reference(name)
+                if ref is not None:
+                    self._spares[name] = ref
+            else:
+                self._spares.pop(name, None)
+
+    def _copy_here(self, name: bytes) -> list[second_copies.Action]:
+        """Bring a second copy, unless the value is about to go or somebody would have to make room. Nothing here is marked as wanting it."""
+        ref = self._store.reference(name)
+        if ref is not None and self._store.references(ref) > 1 and self._has_room(self.locations.size(name)):
+            if self.locations.want(name, True):
+                self._bring(name)
+            if self.locations.wanted(name):
+                return []
+        return self.copies.placed(name, self._places(name))
+
+    def _has_room(self, size: int) -> bool:
+        return self._store.statistics()["used"] + size <= _CROWDED * self._broker.objects.capacity
+
+    def _places(self, name: bytes) -> tuple[bytes, ...]:
+        """The nodes that have a value."""
+        ref = self._store.reference(name)
+        here = (self._cluster.own,) if ref is not None and self._store.done(ref) else ()
+        return (*here, *self.locations.sources(name))
+
+    def _placed(self, name: bytes) -> None:
+        """A copy of a value has come or gone, or did not come."""
+        if name in self.copies:
+            self._perform(self.copies.placed(name, self._places(name), self.locations.wanted(name)))
+
+    def _is_here(self, name: bytes) -> bool:
+        ref = self._store.reference(name)
+        return ref is not None and self._store.done(ref)
 
     # -- losing and making again -------------------------------------------------------------------------------------------------
 
     def _damaged(self, ref: ObjectRef, reason: str) -> None:
         """The value of an object that this node has cannot be read any more. It stays an object whose reading fails; others ask elsewhere."""
         self.locations.dropped_at(ref.binary(), self._cluster.own)
+        self._placed(ref.binary())
 
     def _lost(self, names: list[bytes], reason: str) -> None:
         """No copy is known of these, which are pending here."""
@@ -468,23 +552,33 @@ class ObjectSharing:
         if hold:
             self._held[spec.id] = [ref for name in hold if (ref := self._store.reference(name)) is not None]
         self._forget_tasks(forgotten)
+        if spec.deps or spec.borrowed:
+            self._perform(
+                self.copies.sent(spec.id, (*spec.deps, *spec.borrowed), self.recovery.__contains__, self._is_here)
+            )
 
     def _size_of(self, name: bytes) -> int:
         ref = self._store.reference(name)
         return self._store.describe(ref)[4] if ref is not None and self._store.done(ref) else 0
 
-    def task_ended(self, task: bytes, kept: Iterable[bytes] = ()) -> None:
-        """A task that was sent away, or was run again, has ended; `kept`: its results that stay elsewhere."""
+    def task_ended(self, task: bytes, kept: Iterable[bytes] = (), micros: int = 0) -> None:
+        """A task that was sent away, or was run again, has ended after so many microseconds; `kept`: its results that stay elsewhere."""
         self._inputs.pop(task, None)
+        if task not in self.recovery:
+            return
+        live = [name for name in kept if name in self._debts]
+        self._forget_tasks(self.recovery.ended(task, live))
         if task in self.recovery:
-            self._forget_tasks(self.recovery.ended(task, [name for name in kept if name in self._debts]))
+            places = {name: (self.locations.size(name), self.locations.sources(name)) for name in live}
+            speed = self._broker.scheduler.node.bandwidth
+            self._perform(self.copies.ended(task, micros / 1e6, places, speed))
 
-    def ended_here(self, tasks: list[bytes], statuses: bytes) -> None:
+    def ended_here(self, tasks: list[bytes], statuses: bytes, micros: list[int]) -> None:
         """Tasks have ended on workers of this node; some may have been sent away before, or are run again."""
-        for task, status in zip(tasks, statuses, strict=True):
-            if task in self.recovery and status not in (wire.DONE_SKIPPED, wire.DONE_RETRY):
+        for index, task in enumerate(tasks):
+            if task in self.recovery and statuses[index] not in (wire.DONE_SKIPPED, wire.DONE_RETRY):
                 self.found([ref.binary() for ref in self._inputs.get(task, ()) if self._store.done(ref)])
-                self.task_ended(task)
+                self.task_ended(task, micros=micros[index])
 
     def job_over(self, job: int) -> None:
         """The driver of a job has ended: nothing of it is made again."""
@@ -493,6 +587,8 @@ class ObjectSharing:
     def _forget_tasks(self, tasks: list[bytes]) -> None:
         for task in tasks:
             self._held.pop(task, None)
+        if tasks and len(self.copies):
+            self._perform(self.copies.forgotten(tasks))
 
     # -- failing ----------------------------------------------------------------------------------------------------------------
 
@@ -519,6 +615,7 @@ class ObjectSharing:
                 lost.append(name)
                 if name not in self.lending.borrowed:
                     self.locations.lose(name)
+        self._perform(self.copies.node_gone(node))
         return lost
 
     def node_gone(self, node: bytes, reason: str, lost: list[bytes]) -> None:
@@ -547,6 +644,7 @@ class ObjectSharing:
         """Check the books; AssertionError names what does not hold."""
         self.locations.validate()
         self.recovery.validate()
+        self.copies.validate()
         assert self._kept.keys() == self.lending.lent.keys(), "what is kept is not what is lent"
 
     def statistics(self) -> dict[str, int]:
@@ -559,4 +657,6 @@ class ObjectSharing:
             "lineage_tasks": len(self.recovery),
             "lineage_bytes": self.recovery.bytes,
             "lineage_reruns": self.recovery.reruns,
+            "second_copies": self.copies.copies,
+            "second_copies_held": len(self._spares),
         }

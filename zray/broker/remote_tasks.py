@@ -550,8 +550,8 @@ class RemoteTasks:
         for place in message.kept:
             kept.setdefault(task_of(place.id), []).append(place.id)
             self._sharing.located(node, place, True)
-        for task in message.ids:
-            self._sharing.task_ended(task, kept.get(task, ()))
+        for task, ran in zip(message.ids, message.micros, strict=True):
+            self._sharing.task_ended(task, kept.get(task, ()), ran)
             if self._broker.walk is not None:
                 self._broker.walk.note("tasks", task, walk.RETURNED, node.hex())
         by_slot: dict[int, list[int]] = {}

@@ -370,7 +370,7 @@ class Broker:
         if worker is not None and names and not worker.job & GUEST_BIT:  # rows of guests are where they came from
             self.records.tasks_finished(worker.job, message.worker, names, message.statuses, message.micros)
         if self.sharing is not None and len(self.sharing.recovery):
-            self.sharing.ended_here(names, message.statuses)
+            self.sharing.ended_here(names, message.statuses, message.micros)
         self.tell(e.TasksFinished(message.worker, names, message.statuses, message.micros, message.idle))
         if self.remote is not None:
             self.remote.told(message.worker, names)
