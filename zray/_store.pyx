@@ -1098,6 +1098,21 @@ cdef class Store:
                 return end
         return -1
 
+    def wait_fd(self, int fd, double timeout):
+        """Wait until a descriptor is readable, at most so many seconds (negative: for ever); whether it is. Spins for a moment where the last such wait of
+        this thread was short: to be woken takes longer. Signal handlers run; returns False when one did. OSError: it is no descriptor."""
+        cdef int code
+        cdef int64_t left = -1 if timeout < 0 else <int64_t>(timeout * 1e9)
+        with nogil:
+            code = zs_wait_fd(&self.s, fd, left)
+        if code == ZS_OK:
+            return True
+        if code == ZS_INTERRUPTED:
+            PyErr_CheckSignals()
+        elif code != ZS_TIMEOUT:
+            raise OSError(f"cannot wait for descriptor {fd}")
+        return False
+
     def wait(self, list refs, Py_ssize_t want, double timeout, bint stop_on_ring=False, bint anywhere=False):
         """Sleep until `want` of the references are done; return how many are. timeout in seconds, negative: none.
 

@@ -53,6 +53,7 @@ static uint32_t os_pid(void);
 static uint32_t os_cpus(void);
 static int os_sleep(uint32_t *word, uint32_t seen, int64_t ns);
 static void os_wake(uint32_t *word);
+static int os_poll(int fd, int64_t ns);
 static int64_t os_now(void);
 static void *os_map(int fd, uint64_t size);
 static void os_unmap(void *base, uint64_t size);
@@ -2535,6 +2536,32 @@ int zs_wait(zs_store *s, const uint32_t *slots, size_t n, size_t want, int64_t t
     return rc == ZS_LAST || *done >= w.want ? ZS_OK : rc;
 }
 
+static _Thread_local int64_t last_fd_wait_ns;
+
+int zs_wait_fd(zs_store *s, int fd, int64_t timeout_ns) {
+    int64_t began = os_now(), end = began + SPIN_NS;
+    int rc = os_poll(fd, 0);
+    if (rc != ZS_TIMEOUT || timeout_ns == 0) {
+        last_fd_wait_ns = 0;
+        return rc;
+    }
+    if (timeout_ns > 0 && began + timeout_ns < end) end = began + timeout_ns;
+    uint32_t *place = last_fd_wait_ns < SPIN_NS && current(s, s->self) ? begin_spinning(s) : NULL;
+    if (place) {
+        do {
+            for (int i = 0; i < SPINS / 4; i++) pause_briefly();
+            rc = os_poll(fd, 0);
+        } while (rc == ZS_TIMEOUT && os_now() < end);
+        STORE(place, 0u);
+    }
+    if (rc == ZS_TIMEOUT) {
+        int64_t left = timeout_ns < 0 ? -1 : began + timeout_ns - os_now();
+        if (timeout_ns < 0 || left > 0) rc = os_poll(fd, left);
+    }
+    last_fd_wait_ns = os_now() - began;
+    return rc;
+}
+
 int zs_watch_broker(zs_store *s, const uint8_t *id) {
     int rc = ZS_NOT_FOUND;
     lock(s);
@@ -3091,6 +3118,7 @@ void zs_copy(void *to, const void *from, size_t size) { memcpy(to, from, size); 
 /* ---- the operating system ------------------------------------------------------------------------------------------------------------------------------- */
 
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -3218,6 +3246,15 @@ static int os_sleep(uint32_t *word, uint32_t seen, int64_t ns) {
 }
 
 static void os_wake(uint32_t *word) { syscall(SYS_futex, word, FUTEX_WAKE, INT_MAX, NULL, NULL, 0); }
+
+static int os_poll(int fd, int64_t ns) {
+    struct timespec t = {ns / 1000000000, ns % 1000000000};
+    struct pollfd one = {.fd = fd, .events = POLLIN};
+    int n = ppoll(&one, 1, ns < 0 ? NULL : &t, NULL);
+    if (n == 0) return ZS_TIMEOUT;
+    if (n < 0) return errno == EINTR ? ZS_INTERRUPTED : ZS_SYSTEM;
+    return one.revents & POLLNVAL ? ZS_BAD_ARGUMENT : ZS_OK;
+}
 
 #ifdef ZS_CRASH_POINTS
 /* Per process, and not inherited on purpose: a forked child starts with the parent's countdown unless it sets its own. */

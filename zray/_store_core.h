@@ -345,6 +345,9 @@ int zs_describe(zs_store *s, uint32_t slot, zs_view *view);
  * process's bell (zs_ring) with ZS_WAIT_STOP_ON_RING in `mode`. *done = how many are. Returns ZS_OK (done, or rung), ZS_TIMEOUT, ZS_INTERRUPTED, ZS_BROKER_GONE.
  * Call without the GIL. */
 int zs_wait(zs_store *s, const uint32_t *slots, size_t n, size_t want, int64_t timeout_ns, int mode, size_t *done);
+/* Wait until a descriptor is readable, as briefly as `zs_wait` waits for one entry (it spins under the same rule). A negative timeout waits for ever.
+ * ZS_OK, ZS_TIMEOUT, ZS_INTERRUPTED; ZS_BAD_ARGUMENT for what is no descriptor. */
+int zs_wait_fd(zs_store *s, int fd, int64_t timeout_ns);
 /* Count the done ones, lock-free. */
 size_t zs_count_done(zs_store *s, const uint32_t *slots, size_t n);
 /* By the broker: ask to be told when the id is sealed. ZS_OK: will be told; ZS_EXISTS: done already; ZS_NOT_FOUND: no such entry. */

@@ -537,13 +537,12 @@ class LaneReader:
         try:
             with self._lock:
                 self._arm(connection)
-                waiting = select.poll()
-                waiting.register(stream.fileno(), select.POLLIN)
+                descriptor = stream.fileno()
             while not store.done(ref):
                 left = until - time.monotonic()
                 if left <= 0:
                     return False
-                if waiting.poll(left * 1000):
+                if store.wait_fd(descriptor, left):
                     with self._lock:
                         if connection.lane not in self._connections or stream.ended:
                             return False

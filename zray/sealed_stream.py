@@ -379,12 +379,14 @@ class Doorway:
 class Visitors:
     """All streams that come to this process, and one descriptor for them. Used by one thread at a time."""
 
-    def __init__(self, path: str, besides: int) -> None:
+    def __init__(self, path: str, besides: int, wait: Callable[[int, float], object] | None = None) -> None:
         """
         Args:
             path: see `Doorway`.
             besides: a descriptor that is waited for as well.
+            wait: see `zray.transport.Inbox.open`; None: the kernel's way.
         """
+        self._wait = wait
         self._doorway = Doorway(path)
         self._epoll = select.epoll()
         self._epoll.register(self._doorway.fileno(), select.EPOLLIN)
@@ -415,8 +417,13 @@ class Visitors:
 
     def wait(self, seconds: float) -> None:
         """Wait until the descriptor is readable, at most so long (negative: for ever)."""
-        if not self._frames:
+        if self._frames:
+            return
+        if self._wait is None:
             self._look(self._epoll.poll(seconds if seconds >= 0 else -1))
+        else:
+            self._wait(self._epoll.fileno(), seconds)
+            self._look(self._epoll.poll(0))
 
     def next_frame(self) -> tuple[bytes, SealedStream] | None:
         """Return a frame that has come, and the stream for an answer."""

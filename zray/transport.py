@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING
 import zmq
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from zray.sealed_stream import SealedStream, Visitors
 
 _MAX_IPC_PATH = 100
@@ -140,11 +142,12 @@ class Inbox:
         self.timeout_ms = -1
         self.visitors: Visitors | None = None
 
-    def open(self, path: str) -> Visitors:
-        """Receive from other nodes as well: the door hands over connections at this socket (`zray.sealed_stream`). OSError: it cannot be had."""
+    def open(self, path: str, wait: Callable[[int, float], object] | None = None) -> Visitors:
+        """Receive from other nodes as well: the door hands over connections at this socket (`zray.sealed_stream`). `wait`: waits for a descriptor, at
+        most so many seconds (negative: for ever). OSError: it cannot be had."""
         from zray.sealed_stream import Visitors
 
-        self.visitors = Visitors(path, self.fileno())
+        self.visitors = Visitors(path, self.fileno(), wait)
         return self.visitors
 
     def answer(self, sender: SealedStream, frame: bytes) -> None:

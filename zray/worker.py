@@ -199,7 +199,7 @@ class Worker:
             from zray.lane_ends import LaneEnds
 
             try:
-                visitors = self.inbox.open(message.path)
+                visitors = self.inbox.open(message.path, self.session.store.wait_fd)
             except OSError as error:
                 print(f"[zray] worker {self.config.number} cannot be called from other nodes: {error}", file=sys.stderr)
                 return

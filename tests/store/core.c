@@ -959,6 +959,20 @@ static void test_spin(void) {
     check();
 }
 
+static void test_wait_fd(void) {
+    int ends[2];
+    char byte = 0;
+    MUST(pipe(ends) == 0);
+    MUST(zs_wait_fd(&s, ends[0], 0) == ZS_TIMEOUT);
+    for (int i = 0; i < 3; i++) MUST(zs_wait_fd(&s, ends[0], 300000) == ZS_TIMEOUT);    /* spins, then sleeps; after a long wait it only sleeps */
+    MUST(write(ends[1], &byte, 1) == 1);
+    OK(zs_wait_fd(&s, ends[0], -1));
+    OK(zs_wait_fd(&s, ends[0], 0));
+    MUST(close(ends[0]) == 0 && close(ends[1]) == 0);
+    MUST(zs_wait_fd(&s, ends[0], 0) == ZS_BAD_ARGUMENT);
+    check();
+}
+
 static void *ring_later(void *unused) {
     (void)unused;
     while (zs_global_get(&s, 0) == 0) sched_yield();
@@ -1352,7 +1366,7 @@ static const test tests[] = {
     TEST(pages_are_real), {"no_memory", test_no_memory, 8 << 20, 1000},
     {"interrupted_growth", test_interrupted_growth, 8 << 20, 1000}, {"without_fallocate", test_without_fallocate, 8 << 20, 1000}, {"many_entries", test_many_entries, 1 << 20, 40000}, TEST(put_and_drop),
     TEST(spilling), TEST(discard), TEST(task), TEST(large_result), TEST(many_results), TEST(what_is_elsewhere_is_not_made_again), TEST(retry), TEST(made_by_the_dead), TEST(superseded_writer), TEST(copies), TEST(broker_watch),
-    TEST(wake), TEST(wait_outcomes), TEST(spin), TEST(ring), TEST(broker_gone), TEST(reap), TEST(fork), TEST(embryo_of_the_dead), TEST(register_pid),
+    TEST(wake), TEST(wait_outcomes), TEST(spin), TEST(wait_fd), TEST(ring), TEST(broker_gone), TEST(reap), TEST(fork), TEST(embryo_of_the_dead), TEST(register_pid),
     TEST(many_processes), TEST(life_objects), TEST(bad_segments), TEST(bad_arguments), TEST(every_crash_point), TEST(copy),
 };
 
