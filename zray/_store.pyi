@@ -119,6 +119,9 @@ class Restoring:
     def finish(self, good: bool) -> bool: ...
 
 @final
+class FillingPart(BufferProtocol):
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+
 class Filling(BufferProtocol):
     @property
     def ref(self) -> ObjectRef: ...

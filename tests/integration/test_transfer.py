@@ -55,6 +55,8 @@ class Source:
         self.most = 1 << 30
         """Pieces that it sends before it falls silent."""
         self.relay: Relay | None = None
+        self.held: list[tuple[bytes, pm.Ask]] | None = None
+        """Requests that are answered later, when this is a list."""
         self.open()
 
     def open(self) -> None:
@@ -71,10 +73,21 @@ class Source:
             message = pm.decode(frame)
             if isinstance(message, pm.Ask):
                 self.asks.append(message)
-                for index in message.pieces:
-                    self.send(node, message, index)
+                if self.held is None:
+                    self.answer(node, message)
+                else:
+                    self.held.append((node, message))
             elif isinstance(message, pm.Took):
                 self.took.append(message)
+
+    def answer(self, node: bytes, ask: pm.Ask) -> None:
+        for index in ask.pieces:
+            self.send(node, ask, index)
+
+    def release(self) -> None:
+        held, self.held = self.held or [], None
+        for node, ask in held:
+            self.answer(node, ask)
 
     def send(self, node: bytes, ask: pm.Ask, index: int) -> None:
         if ask.version != 7:
@@ -239,8 +252,14 @@ def test_a_flipped_bit_is_found_and_what_was_under_way_comes_again(rig: Rig) -> 
 
 
 def test_two_sources_share_a_value(rig: Rig) -> None:
+    both = rig.sources.values()
+    for source in both:
+        source.held = []
     ref = rig.expect()
     rig.pull(ref, B, C)
+    rig.until(lambda: all(source.held for source in both))
+    for source in both:
+        source.release()
     assert rig.seal(ref) == VALUE
     assert rig.sources[B].sent
     assert rig.sources[C].sent

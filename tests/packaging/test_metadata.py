@@ -16,7 +16,7 @@ else:
     tomllib = None
 
 ROOT = Path(__file__).parents[2]
-REQUIRED = {"pyzmq", "cloudpickle", "msgspec", "numpy", "sortedcontainers", "psutil", "click", "rich"}
+REQUIRED = {"pyzmq", "cloudpickle", "cryptography", "msgspec", "numpy", "sortedcontainers", "psutil", "click", "rich"}
 
 
 @pytest.fixture(scope="module")

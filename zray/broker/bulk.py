@@ -289,7 +289,9 @@ class Bulk:
             return []
         self._asked.discard(node)
         address = self._address_of(node) or self._addresses.get(node)
-        if not secret or not address:
+        if not secret:
+            return self._gone(node, "it gives no values", now)
+        if not address:
             self._later(node, now)
             return []
         self._streams.connect(node, address, VALUES, ticket, secret)

@@ -52,7 +52,7 @@ class ObjectExchange:
         """Objects that are on their way here, and the nodes that have them, the one that was asked first."""
         self._incoming: dict[bytes, _Incoming] = {}
         """Those of them that are got piece by piece."""
-        path = "" if cluster.is_client else os.path.join(broker.config.directory, socket_behind_door(VALUES))
+        path = "" if cluster.is_outside else os.path.join(broker.config.directory, socket_behind_door(VALUES))
         self.transfer = Transfer(cluster.own, cluster.links, broker.objects, self, broker.poller.add, path)
 
     # -- sending ------------------------------------------------------------------------------------------------------
