@@ -607,8 +607,10 @@ class LaneReader:
         lane, stream = connection.lane, connection.stream
         self._hand_over(connection, lane.overdue(now))
         dialling = not lane.open and stream.may_dial_again() and not lane.broken(now)
-        if dialling and stream.dial_again(now):
-            self._arm(connection)
+        if dialling:
+            self._disarm(connection)  # while it has its descriptor: the next one may have the number of an earlier one
+            if stream.dial_again(now):
+                self._arm(connection)
         elif not connection.armed and not connection.taker and not stream.ended:
             self._arm(connection)  # whoever took in what came was interrupted
         return dialling or lane.waits()

@@ -123,7 +123,7 @@ class Relay:
                 near.close()
                 return
             far = socket.create_connection(("127.0.0.1", self._to))
-            left = self._flips.pop(0) if self._flips else None
+            left = self._flips[0] if self._flips else None
             self._ends = [near, far]
             while self._ends:
                 ready, _, _ = select.select(self._ends, [], [])
@@ -137,6 +137,7 @@ class Relay:
                         if left < len(data):
                             data[left] ^= 4
                             self.flipped += 1
+                            self._flips.pop(0)
                             left = None
                         else:
                             left -= len(data)

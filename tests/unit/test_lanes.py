@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import socket
+import threading
+import time
 from collections import deque
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +14,7 @@ import pytest
 from zray import wire
 from zray.call_order import CallOrder
 from zray.lane_ends import LaneEnds
-from zray.lanes import PATIENCE_S, Lane, Sent
+from zray.lanes import PATIENCE_S, Lane, LaneReader, Sent
 from zray.task import LANE_BIT, CallShape, LaneTag, TaskSpec
 
 SHAPE = CallShape(bytes(16), 2, b"", "method")
@@ -217,3 +220,25 @@ def test_lanes_that_are_over_are_remembered_in_little_space() -> None:
     ends.over(alive)
     ends.over(LANE_BIT | 10_001)
     assert len(ends._over) < 1100
+
+
+def test_a_stream_that_ends_again_and_again_while_it_is_dialled() -> None:
+    """Its end may be seen by who sends, before the thread hears of it."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        told: list[Any] = []
+        session = SimpleNamespace(tell=told.append, store=SimpleNamespace(process=1), take_in_until=None)
+        submitter: Any = SimpleNamespace(session=session, lock=threading.RLock())
+        reader = LaneReader(submitter)
+        address = wire.LaneAddress(f"127.0.0.1:{listener.getsockname()[1]}", 1, bytes(32), bytes(16), LANE_BIT | 1, 0)
+        now = time.monotonic()
+        lane = Lane(address.node, address.lane, 0, lambda _: True, now)
+        route: Any = None
+        with reader._lock:
+            reader.add(lane, route, address)
+            [connection] = reader._connections.values()
+            for number in range(1, 7):
+                connection.stream.ended = True
+                assert reader._look_after(connection, now + number / 4), "it is dialled again"
+                assert not connection.stream.ended
+                assert reader._by_descriptor == {connection.stream.fileno(): connection}
+        reader.stop()
