@@ -3,9 +3,10 @@
 Covers the two ends of such a connection (`ValueStream`) and the connections that a node has made to get values (`DialledStreams`). Does not cover who
 asks for which piece (`zray.broker.pull`, `zray.broker.serving`), or the threads of both ends (`zray.broker.bulk`, `zray.broker.giver`).
 
-A record that begins a message is the size of its data (4 bytes, little-endian; 0: it has none) and a frame; the data is in the records behind it, at most
-`RECORD_BYTES` each. Data is encrypted from where it lies and decrypted to where it belongs: nothing else is copied but by the kernel. Data that is not
-wanted is left as it came: its numbers are used up.
+The first byte of a record's plaintext says whether it is a frame alone, or a frame whose data is all of the next record. Data is encrypted from where it
+lies and decrypted to where it belongs: nothing else is copied but by the kernel. Where that is, is asked when the data is there, not before: another source
+may have brought the same meanwhile, or nobody want it any more. Data that is not wanted is left as it came: its number is used up. (Records of
+64 to 512 KiB, for the sake of the processor's caches, made no difference that could be measured.)
 """
 
 from __future__ import annotations
@@ -20,24 +21,20 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from cryptography.exceptions import InvalidTag
 
+from zray.peer_transport import Arrived, Connected, Disconnected
 from zray.sealed_stream import LENGTH_BYTES, TAG_BYTES, cipher_for_called, cipher_for_caller, connecting, preface
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-RECORD_BYTES: Final = 1 << 20
-"""With less the sender's part is a little cheaper and Python's dearer: 64 to 1,024 KiB make no difference that could be measured."""
-_SIZE_BYTES: Final = 4
+MOST_DATA: Final = 1 << 20
+"""Bytes of the longest data."""
+_MOST_FRAME: Final = 60 << 10
+_ALONE: Final = b"\0"
+_WITH_DATA: Final = b"\1"
 _TURN: Final = 4 << 20
 """Bytes that one stream moves before others have their turn."""
-_BUFFER: Final = LENGTH_BYTES + RECORD_BYTES + TAG_BYTES
-
-
-class Arrived(NamedTuple):
-    """A frame has come from a node."""
-
-    node: bytes
-    frame: bytes
+_BUFFER: Final = _MOST_FRAME + MOST_DATA + 4 * (LENGTH_BYTES + TAG_BYTES)
 
 
 class Brought(NamedTuple):
@@ -45,18 +42,6 @@ class Brought(NamedTuple):
 
     node: bytes
     frame: bytes
-
-
-class Connected(NamedTuple):
-    """A connection is there."""
-
-    node: bytes
-
-
-class Disconnected(NamedTuple):
-    """A connection is over, or could not be made: what was under way on it is lost."""
-
-    node: bytes
 
 
 Event = Arrived | Brought | Connected | Disconnected
@@ -89,24 +74,17 @@ class ValueStream:
         self._sent = self.received = 0
         """Records."""
         self._queue: collections.deque[_Outgoing] = collections.deque()
-        self._data: memoryview | None = None
-        """What is left of the data that is being sent."""
-        self._token: object = None
         self._out = memoryview(bytearray(_BUFFER))
         self._out[: len(opening)] = opening
         self._out_at, self._out_end = 0, len(opening)
         """What of it is still to leave."""
-        self._in = memoryview(bytearray(RECORD_BYTES + TAG_BYTES))
+        self._in = memoryview(bytearray(max(MOST_DATA, _MOST_FRAME) + TAG_BYTES))
         self._have, self._need = 0, LENGTH_BYTES
         """Bytes of the record, or its length, that is coming."""
         self._length = 0
         """Of the record that is coming; 0: that comes first."""
-        self._announced = b""
-        """The frame whose data is coming."""
-        self._data_left = 0
-        """Bytes of it that have not come."""
-        self._place: memoryview | None = None
-        """Where it belongs; None: it is not wanted."""
+        self._announced: bytes | None = None
+        """The frame whose data is next."""
         self.ended = self.damaged = False
 
     def fileno(self) -> int:
@@ -121,7 +99,7 @@ class ValueStream:
 
     def waits_to_write(self) -> bool:
         """Whether `pump` has something to do."""
-        return not self.ended and (self._out_at < self._out_end or self._data is not None or bool(self._queue))
+        return not self.ended and (self._out_at < self._out_end or bool(self._queue))
 
     def pump(self) -> None:
         """Send what the connection takes, up to a turn's worth."""
@@ -137,31 +115,33 @@ class ValueStream:
                     return
                 self._out_at += sent
                 left -= sent
-            elif self._data is not None:
-                self._seal_data(self._data)
             elif self._queue:
-                self._seal_frame(self._queue.popleft())
+                self._fill(self._queue.popleft())
             else:
                 return
 
-    def _seal_frame(self, outgoing: _Outgoing) -> None:
-        frame, data, self._token = outgoing
-        size = 0 if data is None else len(data)
-        self._data = data
-        self._seal_as_next(size.to_bytes(_SIZE_BYTES, "little") + frame)
+    def _fill(self, outgoing: _Outgoing) -> None:
+        """Seal what is next."""
+        frame, data, _ = outgoing
+        sealed = self._seal.encrypt(self._number_sent(), (_ALONE if data is None else _WITH_DATA) + frame, None)
+        end = self._put(0, sealed)
+        if data is not None:
+            length = len(data) + TAG_BYTES
+            self._out[end : end + LENGTH_BYTES] = length.to_bytes(LENGTH_BYTES, "little")
+            end += LENGTH_BYTES
+            self._seal.encrypt_into(self._number_sent(), data, None, self._out[end : end + length])
+            end += length
+        self._out_at, self._out_end = 0, end
 
-    def _seal_data(self, data: memoryview) -> None:
-        self._seal_as_next(data[:RECORD_BYTES])
-        self._data = data[RECORD_BYTES:] if len(data) > RECORD_BYTES else None
-        if self._data is None:
-            self._token = None
-
-    def _seal_as_next(self, plain: bytes | memoryview) -> None:
-        length = len(plain) + TAG_BYTES
-        self._out_at, self._out_end = 0, LENGTH_BYTES + length
-        self._out[:LENGTH_BYTES] = length.to_bytes(LENGTH_BYTES, "little")
-        self._seal.encrypt_into(self._sent.to_bytes(12, "little"), plain, None, self._out[LENGTH_BYTES : self._out_end])
+    def _number_sent(self) -> bytes:
         self._sent += 1
+        return (self._sent - 1).to_bytes(12, "little")
+
+    def _put(self, at: int, sealed: bytes) -> int:
+        self._out[at : at + LENGTH_BYTES] = len(sealed).to_bytes(LENGTH_BYTES, "little")
+        end = at + LENGTH_BYTES + len(sealed)
+        self._out[at + LENGTH_BYTES : end] = sealed
+        return end
 
     # -- in ------------------------------------------------------------------------------------------------------------
 
@@ -201,39 +181,28 @@ class ValueStream:
         """A record has come whole."""
         record, number = self._in[: self._length], self.received.to_bytes(12, "little")
         self._have, self._need, self._length = 0, LENGTH_BYTES, 0
+        announced, self._announced = self._announced, None
         try:
-            if self._data_left:
-                return self._take_data(number, record)
-            plain = self._open.decrypt(number, record, None)
+            if announced is None:
+                plain = self._open.decrypt(number, record, None)
+                self.received += 1
+                if plain[:1] == _WITH_DATA:
+                    self._announced = plain[1:]
+                    return None
+                return plain[1:], False
+            place = place_for(announced, len(record) - TAG_BYTES)
+            if place is not None:
+                self._open.decrypt_into(number, record, None, place)
         except InvalidTag:
             self.ended = self.damaged = True
             return None
         self.received += 1
-        size, frame = int.from_bytes(plain[:_SIZE_BYTES], "little"), plain[_SIZE_BYTES:]
-        if not size:
-            return frame, False
-        self._announced, self._data_left, self._place = frame, size, place_for(frame, size)
-        return None
-
-    def _take_data(self, number: bytes, record: memoryview) -> tuple[bytes, bool] | None:
-        size, place = len(record) - TAG_BYTES, self._place
-        if size > self._data_left:
-            raise InvalidTag  # not of this message: as good as damaged
-        if place is not None:
-            self._open.decrypt_into(number, record, None, place[:size])
-            self._place = place[size:]
-        self.received += 1
-        self._data_left -= size
-        if self._data_left:
-            return None
-        self._place = None
-        return (self._announced, True) if place is not None else None
+        return (announced, True) if place is not None else None
 
     def close(self) -> None:
         """End the stream; nothing that waits is sent."""
         self.ended = True
         self._queue.clear()
-        self._data = self._token = self._place = None
         self._connection.close()
 
 

@@ -350,7 +350,7 @@ def test_strangers_get_no_answer_and_are_counted(rig: Rig) -> None:
     """Who was told nothing, who knows a ticket but not its secret, and who plays a recording again."""
     giver = rig.sources[B].giver
     ticket, secret = giver.expect(HERE)
-    sealed = cipher_for_caller(secret).encrypt(bytes(12), bytes(4) + pm.encode(pm.Took(X, 7, True)), None)
+    sealed = cipher_for_caller(secret).encrypt(bytes(12), b"\0" + pm.encode(pm.Took(X, 7, True)), None)
     genuine = preface(VALUES, ticket) + len(sealed).to_bytes(4, "little") + sealed
 
     def visit(data: bytes) -> socket.socket:

@@ -177,13 +177,19 @@ def test_numbers_run_once_and_in_order_whichever_way_they_come(order: tuple[int,
     assert ran == [1, 2, 3]
 
 
-def test_a_call_that_has_come_through_the_brokers_before_is_answered_all_the_same() -> None:
+def ends_of_an_actor() -> tuple[LaneEnds, Any, list[Any]]:
+    """The far end of lanes, its actor, and what it answers."""
     sent: list[Any] = []
     inbox = SimpleNamespace(sender=b"x", answer=lambda _sender, frame: sent.append(wire.decode(frame)))
     store = SimpleNamespace(process=1, expect=lambda *_: object(), marks=lambda _: 0)
     worker: Any = SimpleNamespace(inbox=inbox, session=SimpleNamespace(store=store))
     actor: Any = SimpleNamespace(order=CallOrder(), incarnation=0, exiting=False)
-    ends, calls = LaneEnds(worker), deque[TaskSpec]()
+    return LaneEnds(worker), actor, sent
+
+
+def test_a_call_that_has_come_through_the_brokers_before_is_answered_all_the_same() -> None:
+    ends, actor, sent = ends_of_an_actor()
+    calls = deque[TaskSpec]()
     lane, spec = LANE_BIT | 5, TaskSpec(bytes(16), bytes(16), sequence=1)
     through_broker = wire.CallActor(lane, 0, [spec])
     ends.came_otherwise(through_broker, actor.order)
@@ -194,12 +200,7 @@ def test_a_call_that_has_come_through_the_brokers_before_is_answered_all_the_sam
 
 
 def test_lanes_that_are_over_are_remembered_in_little_space() -> None:
-    sent: list[Any] = []
-    inbox = SimpleNamespace(sender=b"x", answer=lambda _sender, frame: sent.append(wire.decode(frame)))
-    store = SimpleNamespace(process=1, expect=lambda *_: object(), marks=lambda _: 0)
-    worker: Any = SimpleNamespace(inbox=inbox, session=SimpleNamespace(store=store))
-    actor: Any = SimpleNamespace(order=CallOrder(), incarnation=0, exiting=False)
-    ends = LaneEnds(worker)
+    ends, actor, sent = ends_of_an_actor()
     calls: Any = deque()
 
     def take(lane: int) -> bool:

@@ -20,7 +20,8 @@ from zray import errors
 from zray.broker import peer_messages as pm
 from zray.broker import pull as p
 from zray.node_port import VALUES
-from zray.value_streams import Arrived, Brought, Connected, DialledStreams
+from zray.peer_transport import Arrived, Connected
+from zray.value_streams import Brought, DialledStreams
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
