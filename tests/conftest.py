@@ -16,6 +16,7 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+import signal
 import tempfile
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,10 @@ def pytest_configure(config: pytest.Config) -> None:
     """Give this run a runtime directory of its own; names of sockets need a short one."""
     os.environ[RUNTIME] = tempfile.mkdtemp(prefix="zray-test-", dir="/tmp")
     os.environ.pop("ZRAY_SPILL_DIR", None)
+    if (
+        signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    ):  # as a shell without job control does to what runs in its background
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # programs under test inherit what is ignored
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

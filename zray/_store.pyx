@@ -1032,6 +1032,15 @@ cdef class Store:
             return kind, flags, PyBytes_FromStringAndSize(space, size)
         return self._pinned(ref)
 
+    def read_inline(self, ObjectRef ref):
+        """Return (kind, flags, value bytes) of a sealed object that lies in its entry, as small values do that refer to nothing, else None."""
+        cdef char space[ZS_INLINE_MAX]
+        cdef uint32_t size = 0
+        cdef uint8_t kind = 0, flags = 0
+        if zs_read_inline(&self.s, slot_in(self, ref), space, &size, &kind, &flags) != ZS_OK:
+            return None
+        return kind, flags, PyBytes_FromStringAndSize(space, size)
+
     cdef object _pinned(self, ObjectRef ref):
         cdef zs_view view
         cdef Buffer buffer

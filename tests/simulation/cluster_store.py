@@ -321,6 +321,13 @@ class SimStore:
         entry = ref.entry
         return entry.state, entry.attempt, entry.kind, entry.flags, len(entry.data)
 
+    def read_inline(self, ref: Ref) -> tuple[int, int, bytes] | None:
+        """(kind, flags, bytes) of a small value that refers to nothing."""
+        entry = ref.entry
+        if entry.state != STATE_SEALED or entry.list or len(entry.data) > _store.INLINE_MAX:
+            return None
+        return entry.kind, entry.flags, entry.data
+
     def makers(self, ref: Ref) -> tuple[int, int]:
         """(target, claimant)."""
         return ref.entry.target, ref.entry.claimant

@@ -81,6 +81,11 @@ class Locations:
         place = self._places.get(name)
         return () if place is None else tuple(node for node in place.holders if node != self._own)
 
+    @property
+    def any_lost(self) -> bool:
+        """Whether there is an object that existed and has to be made again."""
+        return bool(self._lost)
+
     def lost(self, name: bytes) -> bool:
         """Return whether an object existed and has to be made again."""
         return name in self._lost

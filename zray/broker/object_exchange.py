@@ -67,6 +67,14 @@ class ObjectExchange:
         except (errors.ZrayError, OSError):
             return 0
 
+    def tiny(self, ref: ObjectRef) -> pm.Value | None:
+        """Make the message with a value that lies in its entry in the store: no other refers to objects or needs looking for. None: see `value`."""
+        found = self._store.read_inline(ref)
+        if found is None or found[1] & _store.FLAG_FILE:
+            return None
+        kind, flags, data = found
+        return pm.Value(ref.binary(), kind, flags & _store.FLAG_SYSTEM_ERROR, len(data), data, [])
+
     def value(self, node: bytes, ref: ObjectRef) -> pm.Value | pm.Lost:
         """Make the message with a value for a node, or (a large one) that tells of it."""
         name = ref.binary()

@@ -38,7 +38,7 @@ from zray.broker.recovery import Recovery, Rerun
 from zray.broker.second_copies import Copy, Hold, SecondCopies
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable, Mapping
 
     from zray.broker import second_copies
     from zray.broker.cluster import Cluster
@@ -120,8 +120,10 @@ class ObjectSharing:
                 found.append(place)
         return found
 
-    def borrow(self, node: bytes, objects: Iterable[bytes], places: Iterable[pm.Located] = ()) -> list[ObjectRef]:
+    def borrow(self, node: bytes, objects: Collection[bytes], places: Iterable[pm.Located] = ()) -> list[ObjectRef]:
         """A message of `node` lends these, and says where some of them are: return references, and ask for the others that are not here."""
+        if not objects:
+            return []
         known = {place.id: place for place in places}
         refs, want, back = [], [], []
         for name in objects:
@@ -198,6 +200,10 @@ class ObjectSharing:
         values: list[pm.Value] = []
         kept: list[pm.Located] = []
         for ref in refs:
+            tiny = self.exchange.tiny(ref)
+            if tiny is not None:
+                values.append(tiny)
+                continue
             found = self._describe(ref)
             if isinstance(found, pm.Located):
                 self.lend(node, [ref])
@@ -227,11 +233,14 @@ class ObjectSharing:
 
     def found(self, objects: Iterable[bytes]) -> None:
         """These are here; some may have been lost, and were made again by this node's own workers."""
-        for name in objects:
-            self.locations.found(name)
+        if self.locations.any_lost:
+            for name in objects:
+                self.locations.found(name)
 
     def sealed(self, objects: Iterable[bytes]) -> None:
         """These exist now."""
+        if not self._asked:
+            return
         for name in objects:
             for node in sorted(self._asked.pop(name, ())):
                 ref = self._kept.get(name)
@@ -561,32 +570,37 @@ class ObjectSharing:
         ref = self._store.reference(name)
         return self._store.describe(ref)[4] if ref is not None and self._store.done(ref) else 0
 
-    def task_ended(self, task: bytes, kept: Iterable[bytes] = (), micros: int = 0) -> None:
-        """A task that was sent away, or was run again, has ended after so many microseconds; `kept`: its results that stay elsewhere."""
-        self._inputs.pop(task, None)
-        if task not in self.recovery:
-            return
-        live = [name for name in kept if name in self._debts]
-        self._forget_tasks(self.recovery.ended(task, live))
-        if task in self.recovery:
-            places = {name: (self.locations.size(name), self.locations.sources(name)) for name in live}
-            speed = self._broker.scheduler.node.bandwidth
-            self._perform(self.copies.ended(task, micros / 1e6, places, speed))
+    def tasks_ended(self, tasks: list[bytes], kept: Mapping[bytes, Iterable[bytes]], micros: list[int]) -> None:
+        """Tasks that were sent away, or were run again, have ended after so many microseconds; `kept`: by task, results that stay elsewhere."""
+        forgotten: list[bytes] = []
+        for task, ran in zip(tasks, micros, strict=True):
+            if task in self._inputs:
+                del self._inputs[task]
+            if task not in self.recovery:
+                continue
+            live = [name for name in kept[task] if name in self._debts] if task in kept else []
+            forgotten += self.recovery.ended(task, live)
+            if task in self.recovery:
+                places = {name: (self.locations.size(name), self.locations.sources(name)) for name in live}
+                speed = self._broker.scheduler.node.bandwidth
+                self._perform(self.copies.ended(task, ran / 1e6, places, speed))
+        self._forget_tasks(forgotten)
 
     def ended_here(self, tasks: list[bytes], statuses: bytes, micros: list[int]) -> None:
         """Tasks have ended on workers of this node; some may have been sent away before, or are run again."""
         for index, task in enumerate(tasks):
             if task in self.recovery and statuses[index] not in (wire.DONE_SKIPPED, wire.DONE_RETRY):
                 self.found([ref.binary() for ref in self._inputs.get(task, ()) if self._store.done(ref)])
-                self.task_ended(task, micros=micros[index])
+                self.tasks_ended([task], {}, [micros[index]])
 
     def job_over(self, job: int) -> None:
         """The driver of a job has ended: nothing of it is made again."""
         self._forget_tasks(self.recovery.job_over(job))
 
     def _forget_tasks(self, tasks: list[bytes]) -> None:
-        for task in tasks:
-            self._held.pop(task, None)
+        if self._held:
+            for task in tasks:
+                self._held.pop(task, None)
         if tasks and len(self.copies):
             self._perform(self.copies.forgotten(tasks))
 

@@ -572,6 +572,13 @@ class TasksEnded(PeerMessage, frozen=True):
     """Large results: each is lent to the receiver, once."""
     load: NodeLoad
 
+    def of_slot(self, slot: int) -> tuple[list[bytes], bytes, list[int]]:
+        """The ends of what a slot had: (ids, statuses, micros)."""
+        if self.slots.count(slot) == len(self.slots):
+            return self.ids, self.statuses, self.micros
+        mine = [index for index, other in enumerate(self.slots) if other == slot]
+        return [self.ids[i] for i in mine], bytes([self.statuses[i] for i in mine]), [self.micros[i] for i in mine]
+
 
 class CancelAway(PeerMessage, frozen=True):
     """Where a task was submitted -> where it runs: nobody waits for it any more."""

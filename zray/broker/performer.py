@@ -235,7 +235,7 @@ class Performer:
         for ref in self._results(action.task, action.num_returns):
             self.seal_failure(ref, data)
         if self.broker.sharing is not None:
-            self.broker.sharing.task_ended(action.task)
+            self.broker.sharing.tasks_ended([action.task], {}, [0])
         if self.broker.remote is not None:
             self.broker.remote.look_at([action.task])
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from zray.task import TaskSpec
 
+_NOTHING: Final[frozenset[bytes]] = frozenset()
 _OVERHEAD: Final = 600
 """Bytes that the books need for a task besides its arguments."""
 
@@ -80,7 +81,7 @@ class _Lineage:
         self.running = True
         self.planned = False
         """Whether it is about to be run again, so that its next sending is no retry of its own."""
-        self.live: set[bytes] = set()
+        self.live: frozenset[bytes] = _NOTHING
         """Large results that are referenced here."""
         self.parents: tuple[bytes, ...] = ()
         """Remembered tasks of which this one has results as arguments."""
@@ -138,6 +139,9 @@ class Recovery:
             known.planned = False
             return [], []
         lineage = self._tasks[spec.id] = _Lineage(spec, job, num_returns, max_retries, name)
+        if not (spec.deps or spec.borrowed):
+            self.bytes += lineage.bytes
+            return [], self._keep_within_limit(spec.id) if self.bytes > self._limit else []
         parents: dict[bytes, None] = {}
         held: dict[bytes, None] = {}
         for argument in (*spec.deps, *spec.borrowed):
@@ -170,7 +174,7 @@ class Recovery:
         if lineage is None:
             return []
         lineage.running = lineage.planned = False
-        lineage.live = set(live)
+        lineage.live = frozenset(live)
         return self._settle(task)
 
     def unreferenced(self, name: bytes) -> list[bytes]:
@@ -179,7 +183,7 @@ class Recovery:
         lineage = self._tasks.get(task)
         if lineage is None or name not in lineage.live:
             return []
-        lineage.live.discard(name)
+        lineage.live -= {name}
         return self._settle(task)
 
     def job_over(self, job: int) -> list[bytes]:
@@ -192,9 +196,10 @@ class Recovery:
 
     def _settle(self, task: bytes) -> list[bytes]:
         lineage = self._tasks[task]
+        if lineage.running or lineage.live or lineage.dependents:
+            return []
         dropped: list[bytes] = []
-        if not (lineage.running or lineage.live or lineage.dependents):
-            self._drop(task, dropped)
+        self._drop(task, dropped)
         return dropped
 
     def _drop(self, task: bytes, dropped: list[bytes]) -> None:

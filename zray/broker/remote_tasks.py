@@ -169,9 +169,10 @@ class RemoteTasks:
 
     def _is_open(self, spec: TaskSpec) -> bool:
         """Whether any result of a task is neither there nor being made by somebody here."""
-        for index in range(max(1, self._broker.shapes[spec.shape].num_returns)):
-            ref = self._store.reference(return_id(spec.id, index))
-            if ref is not None and self._store.state(ref) == _store.STATE_PENDING:
+        store = self._store
+        for index in range(self._broker.shapes[spec.shape].num_returns or 1):
+            ref = store.reference(return_id(spec.id, index))
+            if ref is not None and store.state(ref) == _store.STATE_PENDING:
                 return True
         return False
 
@@ -323,18 +324,22 @@ class RemoteTasks:
             return
         lent = self.unwrap(node, message)
         missing = []
+        code: dict[bytes, tuple[bytes, ...]] = {}
+        """By function: its code, if that is not here yet."""
         for spec in message.tasks:
             shape = broker.shapes[spec.shape]
-            held = [lent[name] for name in (*spec.deps, *spec.borrowed) if name in lent]
+            held = [lent[name] for name in (*spec.deps, *spec.borrowed) if name in lent] if lent else []
             results = self._expect(spec, shape.num_returns, held, None)
             self._guests[spec.id] = _Guest(node, message.slot, guest_job, results, held)
-            self.keep_function(job, shape.function, lent)
+            if shape.function not in code:
+                self.keep_function(job, shape.function, lent)
+                code[shape.function] = broker._missing((shape.function,))
             if broker.walk is not None:
                 broker.walk.note("tasks", spec.id, walk.RECEIVED, node.hex())
                 broker.walk.lacking(spec.id, spec.deps)
-            missing.append(broker._missing((shape.function, *spec.deps)))
-        lacking = missing if any(missing) else None
-        broker.tell(e.TasksSubmitted(guest_job, 0, b"", message.tasks, lacking))
+            lacking = code[shape.function]
+            missing.append((*lacking, *broker._missing(spec.deps)) if spec.deps else lacking)
+        broker.tell(e.TasksSubmitted(guest_job, 0, b"", message.tasks, missing if any(missing) else None))
         self.look_at([spec.id for spec in message.tasks])  # what cannot run has ended already
 
     def keep_function(self, job: int, function: bytes, lent: dict[bytes, ObjectRef]) -> None:
@@ -454,12 +459,17 @@ class RemoteTasks:
         """Make the pending results of a guest, of one attempt. Those that this node has borrowed are its own to make from now on; they may have come
         to a later attempt than the task: then it is of that one here."""
         refs = []
+        known = False
         for index in range(max(1, num_returns)):
             name = return_id(spec.id, index)
             ref = self._sharing.make_here(name)
             if ref is None:
                 ref = self._store.expect(name, 0, [] if index else held, None if index else body, "")
+            else:
+                known = True
             refs.append(ref)
+        if body is None and not known and not spec.attempt:
+            return refs
         pending = [ref for ref in refs if not self._store.done(ref)]
         spec.attempt = max([spec.attempt, *(self._store.attempt(ref) for ref in pending)])
         for ref in pending:
@@ -472,11 +482,14 @@ class RemoteTasks:
         still occupies what it needs: it is reported a moment later, with what is free then."""
         if not self._guests:
             return
-        keeps = self._broker.scheduler.keeps
+        scheduler = self._broker.scheduler
         ended: dict[bytes, list[tuple[bytes, int, int]]] = {}
         for task, index in {task: index for index, task in enumerate(tasks)}.items():  # one may be told of twice
             guest = self._guests.get(task)
-            if guest is not None and all(self._exists(ref) for ref in guest.results) and not keeps(task):
+            if guest is None or (scheduler.keeps_task(task) if guest.slot else scheduler.keeps(task)):
+                continue
+            results = guest.results
+            if self._exists(results[0]) and (len(results) == 1 or all(self._exists(ref) for ref in results)):
                 status = statuses[index] if statuses else wire.DONE_ERROR
                 ended.setdefault(guest.node, []).append((task, status, micros[index] if micros else 0))
         if ended and self._broker.output is not None:
@@ -550,17 +563,12 @@ class RemoteTasks:
         for place in message.kept:
             kept.setdefault(task_of(place.id), []).append(place.id)
             self._sharing.located(node, place, True)
-        for task, ran in zip(message.ids, message.micros, strict=True):
-            self._sharing.task_ended(task, kept.get(task, ()), ran)
-            if self._broker.walk is not None:
+        self._sharing.tasks_ended(message.ids, kept, message.micros)
+        if self._broker.walk is not None:
+            for task in message.ids:
                 self._broker.walk.note("tasks", task, walk.RETURNED, node.hex())
-        by_slot: dict[int, list[int]] = {}
-        for index, slot in enumerate(message.slots):
-            by_slot.setdefault(slot, []).append(index)
-        for slot, indices in by_slot.items():
-            ids = [message.ids[index] for index in indices]
-            statuses = bytes([message.statuses[index] for index in indices])
-            micros = [message.micros[index] for index in indices]
+        for slot in dict.fromkeys(message.slots):
+            ids, statuses, micros = message.of_slot(slot)
             worker = self._broker.scheduler.node.pool.workers.get(slot)  # none: these were calls to an actor
             if worker is not None:
                 self._broker.records.tasks_finished(worker.job.number, slot, ids, statuses, micros)

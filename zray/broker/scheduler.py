@@ -182,6 +182,10 @@ class Scheduler:
             node.tasks.home or node.actors.actors or node.leases.leased or node.leases.draining or node.pool.starting
         )
 
+    def keeps_task(self, task: bytes) -> bool:
+        """Whether a task is in the books: what becomes of it will be told. (As `keeps`, of what is known to be no call of an actor.)"""
+        return task in self.node.tasks.home
+
     def keeps(self, key: bytes) -> bool:
         """Whether a task, a call or an actor with this id is in the books: what becomes of it will be told."""
         return key in self.node.tasks.home or self.node.actors.keeps(key)

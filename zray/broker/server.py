@@ -381,15 +381,17 @@ class Broker:
 
     def objects_there(self, done: list[bytes]) -> None:
         """These are sealed: tasks here and nodes elsewhere may wait for them."""
-        for object_id in done:
-            self.watched.pop(object_id, None)
+        if self.watched:
+            for object_id in done:
+                self.watched.pop(object_id, None)
         if self.sharing is not None:
             self.sharing.found(done)
         self.tell(e.ObjectsReady(done))
         self.checkpoints.objects_there(done)
         if self.sharing is not None and self.remote is not None:
             self.sharing.sealed(done)
-            self.remote.look_at([_store.with_index(object_id, 0) for object_id in done])
+            if self.remote.guests:
+                self.remote.look_at([_store.with_index(object_id, 0) for object_id in done])
 
     def objects_made(self, names: list[bytes]) -> None:
         """These exist, on other nodes."""
