@@ -242,6 +242,20 @@ class DialledStream(SealedStream):
         return True
 
 
+def _prepare(connection: socket.socket, host: str | None = None) -> None:
+    """Set what streams want of TCP: nothing waits for more to leave with it, and a peer on a dead host is noticed some day. host: of the other end, if that
+    may not be there yet. OSError: the connection is broken.
+
+    Within one host there is no network to be shared, so Reno, which every process may choose (`tcp(7)`), does: what else a system uses may pace what is
+    sent (BBR does, with timers), which takes half of the rate between two processes.
+    """
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if connection.getsockname()[0] == (host or connection.getpeername()[0]):
+        with contextlib.suppress(OSError):
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
+
+
 def connecting(address: str) -> socket.socket:
     """Begin a connection to host:port."""
     host, _, port = address.rpartition(":")
@@ -249,9 +263,8 @@ def connecting(address: str) -> socket.socket:
     made = socket.socket(family, kind, protocol)
     try:
         made.setblocking(False)
-        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         made.connect_ex(where)  # what it says is heard with the first bytes that do not leave
+        _prepare(made, str(where[0]))
     except BaseException:
         made.close()
         raise
@@ -309,6 +322,8 @@ class Doorway:
                 if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                     made = socket.socket(fileno=struct.unpack("i", data)[0])
                     made.setblocking(False)
+                    with contextlib.suppress(OSError):  # as will be seen when it is read
+                        _prepare(made)
                     if len(self._waiting) >= _MOST_WAITING:
                         self._refuse(next(iter(self._waiting)))
                     self._waiting[made.fileno()] = made, time.monotonic() + _FIRST_RECORD_S, bytearray()

@@ -566,7 +566,7 @@ class House:
     """A process that is called, and its door."""
 
     def __init__(self, path: str) -> None:
-        self._path = path
+        self.path = path
         self.besides = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.visitors = Visitors(path, self.besides)
         self.refused = 0
@@ -583,7 +583,7 @@ class House:
         with inner, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as door:
             outer.setblocking(False)
             outer.sendall(said)
-            door.connect(self._path)
+            door.connect(self.path)
             socket.send_fds(door, [BEGINNING[:HEARD]], [inner.fileno()])
         self._outside.append(outer)
         return outer
@@ -626,6 +626,34 @@ def house() -> Iterator[House]:
         assert made.is_quiet(), "it would never sleep again"
         made.close()
         assert open_descriptors() == before
+
+
+def options(connection: socket.socket) -> tuple[bool, bool, bytes]:
+    """Does nothing wait, is the peer looked after, and what paces the connection?"""
+    nothing_waits = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+    alive = connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+    return bool(nothing_waits), bool(alive), connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16)
+
+
+@pytest.mark.parametrize(("family", "host"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")])
+def test_nothing_paces_what_stays_within_the_host(house: House, family: int, host: str) -> None:
+    with socket.socket(family) as listening, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as door:
+        listening.bind((host, 0))
+        listening.listen()
+        port = listening.getsockname()[1]
+        with sealed_stream.connecting(f"[{host}]:{port}") as outer:
+            inner, _ = listening.accept()
+            with inner:
+                door.connect(house.path)
+                socket.send_fds(door, [BEGINNING[:HEARD]], [inner.fileno()])
+                assert house.visitors.next_frame() is None
+                for end in (outer, inner):  # the one that was handed over is the same connection as `inner`
+                    nothing_waits, alive, pace = options(end)
+                    assert nothing_waits
+                    assert alive
+                    assert pace.rstrip(b"\0") == b"reno"
+    assert house.take() == []
+    assert house.refused == 1  # it has gone
 
 
 def ticket(number: int) -> bytes:

@@ -58,12 +58,14 @@ class Giver:
         return self._news
 
     def expect(self, node: bytes) -> tuple[int, bytes]:
-        """A node wants a stream: return ticket and secret for it."""
+        """A node wants a stream: return ticket and secret for it. From now on the door finds who takes its connections. OSError: there is no descriptor for
+        that now."""
+        if self._thread is None:
+            doorway = Doorway(self._path)
+            self._thread = threading.Thread(target=self._run, args=(doorway,), name="zray-give", daemon=True)
+            self._thread.start()
         ticket, secret = next(self._tickets), secrets.token_bytes(32)
         self._expected.append((ticket, secret, node))
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="zray-give", daemon=True)
-            self._thread.start()
         self._wake()
         return ticket, secret
 
@@ -105,9 +107,9 @@ class Giver:
 
     # -- the thread ------------------------------------------------------------------------------------------------------
 
-    def _run(self) -> None:
+    def _run(self, doorway: Doorway) -> None:
         try:
-            _Room(self).serve()
+            _Room(self, doorway).serve()
         except BaseException:
             traceback.print_exc()
             raise
@@ -116,9 +118,9 @@ class Giver:
 class _Room:
     """What the thread alone knows."""
 
-    def __init__(self, giver: Giver) -> None:
+    def __init__(self, giver: Giver, doorway: Doorway) -> None:
         self._giver = giver
-        self._doorway = Doorway(giver._path)
+        self._doorway = doorway
         self._epoll = select.epoll()
         self._epoll.register(giver._woken, select.EPOLLIN)
         self._epoll.register(self._doorway.fileno(), select.EPOLLIN)

@@ -625,6 +625,8 @@ class Broker:
         used, committed = figures["high_water"], figures["committed"]
         if used < _TOUCH_FROM or self.scheduler.statistics()["workers_busy"] >= self.scheduler.node.cpus:
             return
+        if self.sharing is not None and self.sharing.exchange.transfer.is_moving():
+            return  # its threads encrypt and copy as fast as they can
         if committed - used < min(used, _TOUCH_AHEAD):
             self.store.touch_ahead(committed - used + _TOUCH_PIECE)
 

@@ -177,6 +177,10 @@ class Transfer:
         """Whether a value is on its way here."""
         return object_ in self._pulling
 
+    def is_moving(self) -> bool:
+        """Whether values are on their way here, or others have asked for values from here a moment ago."""
+        return bool(self._pulling or self._offers)
+
     def unwanted(self) -> list[bytes]:
         """Return the objects that are on their way here and that nothing but this refers to any more."""
         return [name for name, (ref, _) in self._pulling.items() if self._store.references(ref) <= 1]
@@ -253,7 +257,10 @@ class Transfer:
 
     def stream_wanted(self, node: bytes) -> None:
         """A node wants to come for values."""
-        ticket, secret = (0, b"") if self.giver is None else self.giver.expect(node)
+        try:
+            ticket, secret = (0, b"") if self.giver is None else self.giver.expect(node)
+        except OSError:
+            return  # it asks again when it has waited long enough
         self._links.send(node, pm.StreamIs(ticket, secret), time.monotonic())
 
     def _asked_by(self, node: bytes, frame: bytes) -> None:
