@@ -443,9 +443,11 @@ class ActorTable:
         if key in self.actors:
             return True
         for actor in self.actors.values():
-            if any(spec.id == key for spec in actor.replay):
+            if actor.replay and any(spec.id == key for spec in actor.replay):
                 return True
-            if any(spec.id == key for waiting in actor.held.values() for _, _, calls in waiting for spec in calls):
+            if actor.held and any(
+                spec.id == key for waiting in actor.held.values() for _, _, calls in waiting for spec in calls
+            ):
                 return True
         return False
 

@@ -459,16 +459,18 @@ class RemoteTasks:
         """Make the pending results of a guest, of one attempt. Those that this node has borrowed are its own to make from now on; they may have come
         to a later attempt than the task: then it is of that one here."""
         refs = []
+        newest = spec.attempt
         known = False
-        for index in range(max(1, num_returns)):
+        for index in range(num_returns or 1):
             name = return_id(spec.id, index)
             ref = self._sharing.make_here(name)
             if ref is None:
                 ref = self._store.expect(name, 0, [] if index else held, None if index else body, "")
+                newest += self._store.attempt(ref)  # it may have come over a lane just now
             else:
                 known = True
             refs.append(ref)
-        if body is None and not known and not spec.attempt:
+        if not known and not newest:
             return refs
         pending = [ref for ref in refs if not self._store.done(ref)]
         spec.attempt = max([spec.attempt, *(self._store.attempt(ref) for ref in pending)])
@@ -486,10 +488,12 @@ class RemoteTasks:
         ended: dict[bytes, list[tuple[bytes, int, int]]] = {}
         for task, index in {task: index for index, task in enumerate(tasks)}.items():  # one may be told of twice
             guest = self._guests.get(task)
-            if guest is None or (scheduler.keeps_task(task) if guest.slot else scheduler.keeps(task)):
+            if guest is None or (guest.slot and scheduler.keeps_task(task)):
                 continue
             results = guest.results
-            if self._exists(results[0]) and (len(results) == 1 or all(self._exists(ref) for ref in results)):
+            if not self._exists(results[0]) or (len(results) > 1 and not all(self._exists(ref) for ref in results)):
+                continue
+            if guest.slot or not scheduler.keeps(task):
                 status = statuses[index] if statuses else wire.DONE_ERROR
                 ended.setdefault(guest.node, []).append((task, status, micros[index] if micros else 0))
         if ended and self._broker.output is not None:
