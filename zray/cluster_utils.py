@@ -191,13 +191,21 @@ class Cluster:
         return api.init(address=self.address, namespace=namespace, **settings)
 
     def wait_for_nodes(self, timeout: float = 30.0) -> None:
-        """Wait until the connected node sees all nodes of this cluster alive, and no other. TimeoutError after `timeout` seconds."""
+        """Wait until the connected node (the head, when this process is not connected) sees all nodes of this cluster alive, and no other.
+        TimeoutError after `timeout` seconds."""
         wanted = {node.node_id for node in self.list_all_nodes()}
         deadline = time.monotonic() + timeout
-        while {row["NodeID"] for row in api.nodes() if row["Alive"]} != wanted:
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"not all of {len(wanted)} nodes were seen within {timeout:g} s: {api.nodes()}")
-            time.sleep(0.01)
+        connected = api.is_initialized()
+        if not connected:
+            self.connect()
+        try:
+            while {row["NodeID"] for row in api.nodes() if row["Alive"]} != wanted:
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"not all of {len(wanted)} nodes were seen within {timeout:g} s: {api.nodes()}")
+                time.sleep(0.01)
+        finally:
+            if not connected:
+                api.shutdown()
 
     def shutdown(self) -> None:
         """Disconnect this process, if it is connected, and end all nodes."""

@@ -8,12 +8,14 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
+import numpy
 import pytest
 
 import zray
-from tests.helpers import Gate, alive, query, stop, wait_for
+from tests.helpers import Gate, alive, children, query, stop, wait_for
 from tests.reach import ReachedCluster
 from zray import exceptions
 from zray import node as nodes_
@@ -79,6 +81,13 @@ def test_nodes_join_and_are_seen_by_all(start: Callable[..., Cluster]) -> None:
         zray.shutdown()
 
 
+def test_to_wait_for_nodes_needs_no_connection_and_leaves_none() -> None:
+    with Cluster(initialize_head=True) as cluster:
+        cluster.add_node()
+        cluster.wait_for_nodes()
+        assert not zray.is_initialized()
+
+
 def test_a_node_that_is_killed_is_dead_at_once(start: Callable[..., Cluster]) -> None:
     cluster = start(2)
     victim, other = cluster.worker_nodes
@@ -106,6 +115,70 @@ def test_a_pause_makes_a_node_silent_and_nothing_worse(start: Callable[..., Clus
     os.kill(node.pid, signal.SIGCONT)
     wait_state(node, "ALIVE")
     assert alive(node.pid)
+
+
+@zray.remote(resources={"there": 1})
+class Ledger:
+    def __init__(self) -> None:
+        self.entries: list[int] = []
+
+    def add(self, entry: int) -> int:
+        self.entries.append(entry)
+        return len(self.entries)
+
+    def all(self) -> list[int]:
+        return self.entries
+
+
+@zray.remote(resources={"there": 1})
+def squares(count: int) -> Any:
+    return numpy.arange(count) ** 2
+
+
+def all_processes_of(pid: int) -> list[int]:
+    """A process and all that it, or they, have started."""
+    found, look = [], [pid]
+    while look:
+        found.append(look.pop())
+        look += children(found[-1])
+    return found
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("stopped", ["the head", "another node"])
+def test_a_node_that_is_stopped_for_twenty_seconds_loses_nothing(stopped: str) -> None:
+    with Cluster() as cluster:
+        there, here = {"resources": {"there": 3}}, {}
+        head = cluster.add_node(num_cpus=2, **(there if stopped == "the head" else here))
+        other = cluster.add_node(num_cpus=2, **(here if stopped == "the head" else there))
+        cluster.wait_for_nodes()
+        node, its_friend = (head, other) if stopped == "the head" else (other, head)
+        zray.init(address=its_friend.address)
+        # (Nobody but the head judges how others are, and nobody judges the head before it is lost.)
+        _stop_for_twenty_seconds(node, expected="ALIVE" if node is head else "SILENT")
+
+
+def _stop_for_twenty_seconds(node: ClusterNode, expected: str) -> None:
+    ledger = Ledger.remote()
+    assert zray.get(ledger.add.remote(0)) == 1
+    kept = squares.remote(300_000)  # its value stays there
+    zray.wait([kept], fetch_local=False)
+    processes = all_processes_of(node.pid)
+    for pid in processes:
+        stop(pid)
+    calls = [ledger.add.remote(entry) for entry in range(1, 2001)]
+    tasks = [squares.remote(count) for count in range(1000)]
+    time.sleep(20)
+    assert states()[node.node_id] == expected
+    for pid in processes:
+        os.kill(pid, signal.SIGCONT)
+    wait_state(node, "ALIVE")
+    assert zray.get(calls, timeout=60) == list(range(2, 2002))
+    assert zray.get(ledger.all.remote(), timeout=60) == list(range(2001))
+    assert [int(found.sum()) for found in zray.get(tasks, timeout=60)] == [
+        (n - 1) * n * (2 * n - 1) // 6 for n in range(1000)
+    ]
+    assert numpy.array_equal(zray.get(kept, timeout=60), numpy.arange(300_000) ** 2)
 
 
 def test_a_node_that_was_declared_dead_is_fenced(start: Callable[..., Cluster]) -> None:
