@@ -925,6 +925,10 @@ static void free_open_entry(zs_store *s, uint32_t slot) {
 
 enum { ANY_ATTEMPT = -1 };
 
+/* Kinds of limbo: the block is given up when its writer hears that it lost the claim, or (its own process took the claim from it, and other
+ * threads may be at work on the block) when it lets go of that very attempt. */
+enum { UNTIL_STALE, UNTIL_ABORTED };
+
 /* Drop the blocks that the caller filled for a claim (of that attempt, or ANY_ATTEMPT) it lost. Whether there was one. */
 static int drop_limbo_of(zs_store *s, uint32_t claimed, zs_proc writer, int64_t attempt) {
     head *h = head_of(s);
@@ -932,7 +936,8 @@ static int drop_limbo_of(zs_store *s, uint32_t claimed, zs_proc writer, int64_t 
     int found = 0;
     while ((slot = *link)) {
         zs_entry *e = entry_at(s, slot);
-        if (e->writer == writer && (e->target == claimed || !claimed) && (attempt == ANY_ATTEMPT || attempt == e->attempt)) {
+        int held = e->kind == UNTIL_ABORTED && claimed && attempt == ANY_ATTEMPT;
+        if (e->writer == writer && (e->target == claimed || !claimed) && (attempt == ANY_ATTEMPT || attempt == e->attempt) && !held) {
             *link = e->next;
             free_open_entry(s, slot);
             found = 1;
@@ -953,7 +958,7 @@ static uint32_t fence(zs_store *s, zs_entry *e, uint32_t slot) {
     head *h = head_of(s);
     uint32_t block = e->state == ZS_CLAIMED ? e->open_block : 0;
     if (!block) return 0;
-    if (e->writer == s->self || !current(s, e->writer) || FAULT(14)) {
+    if (!current(s, e->writer) || FAULT(14)) {
         note_writer(s, e->writer, -1);
         return block;
     }
@@ -964,6 +969,7 @@ static uint32_t fence(zs_store *s, zs_entry *e, uint32_t slot) {
     l->writer = e->writer;
     l->target = slot;
     l->flags = LIMBO;
+    l->kind = e->writer == s->self ? UNTIL_ABORTED : UNTIL_STALE;
     l->open_size = e->open_size;
     l->open_block = block;
     set_state(h, l, ZS_OPEN);    /* named twice until the caller commits: repair drops this one then */

@@ -11,6 +11,7 @@ SPILLED, then the file gets its name: a reader that comes between finds the othe
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import mmap
@@ -390,6 +391,7 @@ class FilePlace:
         # Not replaced in place: whoever has mapped a former one keeps it.
         objects._remove(self._path)
         fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        self._identity = os.fstat(fd).st_ino
         try:
             os.posix_fallocate(fd, 0, size)
             self._view = memoryview(mmap.mmap(fd, size))
@@ -418,8 +420,11 @@ class FilePlace:
         return self._sealed
 
     def __del__(self) -> None:
-        if not self._sealed:
-            self._objects._remove(self._path)
+        if self._sealed:
+            return
+        with contextlib.suppress(OSError):
+            if os.stat(self._path).st_ino == self._identity:  # else another place of the same object has that name now
+                self._objects._remove(self._path)
 
 
 __all__ = ["NOT_HERE", "Failed", "FilePlace", "ObjectRef", "ObjectStore", "Place", "Store", "StoreFull"]

@@ -720,17 +720,22 @@ static void body_superseded(void) {
 }
 
 static void *supersede(void *slot) {
-    uint32_t attempt, mine;
-    uint8_t *data;
+    uint32_t attempt, first, mine;
+    uint8_t *data, *former;
     while (zs_global_get(&s, 0) == 0) sched_yield();
-    OK(zs_retry(&s, *(uint32_t *)slot, 0, &attempt));
-    mine = claim(1, attempt);
-    OK(zs_open_result(&s, mine, attempt, 8000, 0, &data));
-    memset(data, 0x11, 8000);
-    OK(zs_take_over(&s, mine, &attempt));    /* from oneself: that block goes at once */
+    OK(zs_retry(&s, *(uint32_t *)slot, 0, &first));
+    mine = claim(1, first);
+    OK(zs_open_result(&s, mine, first, 8000, 0, &former));
+    memset(former, 0x11, 8000);
+    OK(zs_take_over(&s, mine, &attempt));    /* from oneself: another thread may be writing that block */
     OK(zs_open_result(&s, mine, attempt, 8000, 0, &data));
     memset(data, 0x22, 8000);
+    memset(former, 0x33, 8000);
     OK(zs_seal_result(&s, mine, attempt, 0, 0, NULL, 0));
+    MUST(zs_seal_result(&s, mine, first, 0, 0, NULL, 0) == ZS_STALE);
+    MUST(stats().used == 3 * 8000);
+    OK(zs_abort_result(&s, mine, first));
+    MUST(zs_abort_result(&s, mine, first) == ZS_BAD_STATE);
     MUST(stats().used == 2 * 8000);
     check();
     zs_global_add(&s, 1, 1);
@@ -747,7 +752,7 @@ static void test_superseded_writer(void) {
     check();
     OK(zs_pin(&s, slot, &view));
     for (int i = 0; i < 8000; i++) MUST(view.data[i] == 0x22);
-    MUST(stats().stale_seals == 1 && stats().used == 8000);
+    MUST(stats().stale_seals == 2 && stats().used == 8000);
     OK(zs_unpin(&s, slot));
     OK(zs_release(&s, slot));
     OK(zs_reap(&s, writer));
@@ -765,7 +770,7 @@ static void release_copy(uint32_t slot) {
 /* Values that come from other nodes, while what they are copies of may be made anew here. */
 static void test_copies(void) {
     uint8_t *data, *next;
-    uint32_t attempt, later;
+    uint32_t attempt, later, next_attempt;
     int wanted;
     zs_view view;
     uint32_t r = expect(1, 0, NULL, 0);
@@ -779,7 +784,8 @@ static void test_copies(void) {
     /* Lost there, and made anew by a run here, when the transfer begins once more: the run goes on. */
     OK(zs_retry(&s, r, 0, &later));
     MUST(zs_open_result(&s, r, attempt, 8000, 0, &data) == ZS_STALE);
-    MUST(zs_take_copy(&s, r, &attempt) == ZS_BAD_STATE);
+    MUST(zs_take_copy(&s, r, &next_attempt) == ZS_BAD_STATE);
+    OK(zs_abort_result(&s, r, attempt));
     claim(1, later);
     OK(zs_open_result(&s, r, later, 8000, 0, &data));
     MUST(zs_take_copy(&s, r, &attempt) == ZS_BAD_STATE);
@@ -794,8 +800,10 @@ static void test_copies(void) {
     OK(zs_open_result(&s, r, attempt, 8000, 0, &data));
     OK(zs_take_copy(&s, r, &later));
     OK(zs_open_result(&s, r, later, 8000, 0, &next));
-    MUST(zs_abort_result(&s, r, attempt) == ZS_STALE);
     memset(next, 8, 8000);
+    memset(data, 9, 8000);
+    OK(zs_abort_result(&s, r, attempt));
+    MUST(zs_abort_result(&s, r, attempt) == ZS_STALE);
     OK(zs_seal_result(&s, r, later, 0, 0, NULL, 0));
     MUST(zs_abort_result(&s, r, later) == ZS_BAD_STATE);
     OK(zs_pin(&s, r, &view));

@@ -91,6 +91,35 @@ def test_who_drops_a_transfer_late_does_not_end_the_next(store: Store) -> None:
     assert sealed(store, ref) == NEW
 
 
+@pytest.mark.parametrize("ends", ["reopened", "failed", "filled again", "sealed late"])
+def test_a_transfer_that_is_over_writes_where_nothing_else_is(store: Store, ends: str) -> None:
+    """A thread may be writing a piece, and another sending one, while it is decided that the transfer is over."""
+    before = store.statistics()["used"]
+    ref = store.expect(NAME, 0, None, None, "")
+    store.elsewhere(ref, True)
+    filling = store.fill(ref, 9000, 0)
+    assert filling is not None
+    part, view = filling.part(0, len(OLD)), filling.view()
+    second = None
+    if ends == "filled again":
+        second = store.fill(ref, 9000, 0)
+    elif ends == "failed":
+        store.seal_forced(ref, b"why", 3, 0)
+    else:
+        assert store.retry(ref, 0) is not None
+    if ends == "sealed late":
+        assert not filling.seal(0, 0, [])
+    del filling
+    others = [store.put(bytes([i]) * 12 + bytes(4), NEW, [], 0, len(NEW), []) for i in range(1, 20)]
+    part[:] = OLD
+    assert [sealed(store, other) for other in others] == [NEW] * len(others)
+    assert bytes(view) == OLD, "what others are sent of it is what was written"
+    store.check()
+    del part, view, second, others, ref
+    assert store.statistics()["used"] == before, "nothing is left of it"
+    store.check()
+
+
 def test_what_does_not_fit_is_opened_in_a_file_under_the_same_rule(store: Store, tmp_path: Path) -> None:
     files = tmp_path / "spill"
     files.mkdir()
@@ -105,3 +134,24 @@ def test_what_does_not_fit_is_opened_in_a_file_under_the_same_rule(store: Store,
     assert isinstance(place, FilePlace)
     place.part(0, 2 * CAPACITY)[:] = b"x" * 2 * CAPACITY
     assert place.seal(0, 0, [])
+
+
+def test_who_drops_a_file_late_does_not_remove_the_next(store: Store, tmp_path: Path) -> None:
+    files = tmp_path / "spill"
+    files.mkdir()
+    objects = ObjectStore(store, str(files))
+    ref = store.expect(NAME, 0, None, None, "")
+    store.elsewhere(ref, True)
+    first = objects.place(ref, 2 * CAPACITY, 0)
+    second = objects.place(ref, 2 * CAPACITY, 0)
+    assert isinstance(second, FilePlace)
+    del first
+    second.part(0, 2 * CAPACITY)[:] = b"x" * 2 * CAPACITY
+    assert second.seal(0, 0, [])
+    assert bytes(objects.raw(ref)[:9]) == b"x" * 9
+    third = store.expect(_store.with_index(TASK, 2), 0, None, None, "")
+    store.elsewhere(third, True)
+    place = objects.place(third, 2 * CAPACITY, 0)
+    assert len(list(files.iterdir())) == 2
+    del place
+    assert len(list(files.iterdir())) == 1
