@@ -436,9 +436,9 @@ def what_runs_is_offered_again_and_again(patch: pytest.MonkeyPatch) -> None:
 @fault
 def calls_from_afar_keep_the_numbers_of_their_caller(patch: pytest.MonkeyPatch) -> None:
     def make(original: Any) -> Any:
-        def expect(self: RemoteTasks, node: bytes, job: int, actor: bytes, calls: Any, lent: Any) -> None:
+        def expect(self: RemoteTasks, node: bytes, job: int, actor: bytes, calls: Any, *how: Any) -> None:
             numbers = [call.sequence for call in calls]
-            original(self, node, job, actor, calls, lent)
+            original(self, node, job, actor, calls, *how)
             for call, number in zip(calls, numbers, strict=True):
                 call.sequence = number
 
