@@ -89,6 +89,7 @@ class Disk:
 
 WITHOUT_C = Configuration(8, (A, B), (A, B, C))
 WITHOUT_A = Configuration(8, (B, C), (A, B, C))
+WITHOUT_C = Configuration(8, (A, B), (A, B, C))
 
 
 def asked(voter: Voter, message: rm.Prepare | rm.Accept | rm.LeaseAsk, now: float) -> rm.AnyMessage | None:
@@ -264,6 +265,30 @@ def test_a_client_asks_again_and_goes_where_the_store_went() -> None:
     assert router.answers == [(first, b"done")]
     router.forget(second)
     assert router.pending == {}
+
+
+def test_a_client_does_not_wait_for_what_a_new_tail_could_not_tell_it() -> None:
+    """The tail answers writes, and cannot reach a client that has not spoken to it."""
+    router = Router([A.id], TIMING)
+    router.handle(rm.Decided(ABC), 0.0)
+    long_after = 10 * TIMING.retry
+    before = router.ask(b"before", long_after, write=True)
+    router.out.clear()
+    router.handle(rm.Decided(WITHOUT_C), long_after + 0.01)
+    assert router.out == [(A.id, rm.Write(before, before, b"before"))], "the head answers what was carried out"
+    after = router.ask(b"after", long_after + 0.02, write=True)
+    router.out.clear()
+    router.tick(long_after + 0.04)
+    assert {number for _, message in router.out if isinstance(message, rm.Write) for number in [message.request]} == {
+        before,
+        after,
+    }
+    router.handle(rm.Answer(before, b"done"), long_after + 0.05)
+    router.handle(rm.Answer(after, b"done"), long_after + 0.05)
+    router.ask(b"much later", 3 * long_after, write=True)
+    router.out.clear()
+    router.tick(3 * long_after + TIMING.retry / 2)
+    assert router.out == [], "the tail knows it by then"
 
 
 # -- the state ---------------------------------------------------------------------------------------------------------

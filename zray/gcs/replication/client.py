@@ -18,6 +18,9 @@ from zray.gcs.replication.timing import NEVER, Timing
 _LOOK_S: Final = 0.003
 """Seconds between two questions for who serves, right after whoever did was lost; doubles up to the retry of requests."""
 
+_STRANGE_S: Final = 0.01
+"""Seconds after which a request is repeated for the first time while the tail is new."""
+
 
 class Pending:
     """A request without an answer."""
@@ -47,6 +50,8 @@ class Router:
         self._next = 1
         self._look_at = NEVER
         self._look_pause = _LOOK_S
+        self._strange_until = -NEVER
+        """Until then the tail may not know this client."""
         self.resent = 0
 
     # -- requests ------------------------------------------------------------------------------------------------------
@@ -54,7 +59,7 @@ class Router:
     def ask(self, body: bytes, now: float, *, write: bool) -> int:
         """Send a request; return its number, under which its answer will come."""
         number, self._next = self._next, self._next + 1
-        pending = self.pending[number] = Pending(body, write, self._timing.retry)
+        pending = self.pending[number] = Pending(body, write, self._first_pause(now))
         if self.configuration is None:
             self._look(now)
         self._send(number, pending, now)
@@ -95,12 +100,20 @@ class Router:
         self.configuration = configuration
         self._look_at = NEVER
         self._look_pause = _LOOK_S
+        other_tail = known is None or known.tail != configuration.tail
+        if other_tail:
+            self._strange_until = now + self._timing.retry
         for number, pending in self.pending.items():
             place = configuration.head if pending.is_write else configuration.tail
-            if pending.to != place.id:
+            if pending.to != place.id or (pending.is_write and other_tail):
                 self.resent += 1
-                pending.pause = self._timing.retry
+                pending.pause = self._first_pause(now)
                 self._send(number, pending, now)
+
+    def _first_pause(self, now: float) -> float:
+        """How long to wait for the first answer. Writes are answered by the tail, and one that is new cannot reach a client that has not spoken to it yet:
+        its answers are lost. The head, when it is asked once more, answers what was carried out before."""
+        return _STRANGE_S if now < self._strange_until else self._timing.retry
 
     def lost(self, process: bytes, now: float) -> None:
         """A connection broke, or a port refuses: if requests went there, find out who serves now."""
