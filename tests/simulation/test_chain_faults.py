@@ -24,7 +24,7 @@ WORLDS = 8
 IN_WORLDS: dict[ChainFault, int] = {
     ChainFault.ACK_BEFORE_TAIL: 0,
     ChainFault.READ_AT_HEAD: 18,
-    ChainFault.READ_WITHOUT_LEASE: 2,
+    ChainFault.READ_WITHOUT_LEASE: 17,
     ChainFault.LEASE_NOT_WAITED_OUT: 0,
     ChainFault.MAJORITY_OF_ONE: 2,
     ChainFault.DUPLICATE_APPLIED: 0,
