@@ -40,10 +40,9 @@ def pytest_configure(config: pytest.Config) -> None:
     """Give this run a runtime directory of its own; names of sockets need a short one."""
     os.environ[RUNTIME] = tempfile.mkdtemp(prefix="zray-test-", dir="/tmp")
     os.environ.pop("ZRAY_SPILL_DIR", None)
-    if (
-        signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-    ):  # as a shell without job control does to what runs in its background
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # programs under test inherit what is ignored
+    # A shell without job control lets what runs in its background ignore Ctrl-C; programs under test would inherit that.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

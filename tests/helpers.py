@@ -82,6 +82,15 @@ def children(pid: int) -> set[int]:
     return found
 
 
+def all_processes_of(pid: int) -> list[int]:
+    """Return the ids of a process and of all that it, or they, have started."""
+    found, look = [], [pid]
+    while look:
+        found.append(look.pop())
+        look += children(found[-1])
+    return found
+
+
 def private_bytes(pid: int) -> int:
     """Return the resident anonymous memory of a process: what it alone costs (shared segments do not count)."""
     for line in _read(f"/proc/{pid}/status").splitlines():

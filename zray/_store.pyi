@@ -122,6 +122,7 @@ class Restoring:
 class FillingPart(BufferProtocol):
     def __buffer__(self, flags: int, /) -> memoryview: ...
 
+@final
 class Filling(BufferProtocol):
     @property
     def ref(self) -> ObjectRef: ...

@@ -1025,14 +1025,10 @@ cdef class Store:
 
     def read(self, ObjectRef ref):
         """Return (kind, flags, value bytes or memoryview) of a sealed object in memory, else NOT_HERE. Views pin it."""
-        cdef char space[ZS_INLINE_MAX]
-        cdef uint32_t size = 0
-        cdef uint8_t kind = 0, flags = 0
-        if zs_read_inline(&self.s, slot_in(self, ref), space, &size, &kind, &flags) == ZS_OK:
-            return kind, flags, PyBytes_FromStringAndSize(space, size)
-        return self._pinned(ref)
+        found = self.read_inline(ref)
+        return self._pinned(ref) if found is None else found
 
-    def read_inline(self, ObjectRef ref):
+    cpdef object read_inline(self, ObjectRef ref):
         """Return (kind, flags, value bytes) of a sealed object that lies in its entry, as small values do that refer to nothing, else None."""
         cdef char space[ZS_INLINE_MAX]
         cdef uint32_t size = 0

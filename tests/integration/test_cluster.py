@@ -15,7 +15,7 @@ import numpy
 import pytest
 
 import zray
-from tests.helpers import Gate, alive, children, query, stop, wait_for
+from tests.helpers import Gate, alive, all_processes_of, query, stop, wait_for
 from tests.reach import ReachedCluster
 from zray import exceptions
 from zray import node as nodes_
@@ -133,15 +133,6 @@ class Ledger:
 @zray.remote(resources={"there": 1})
 def squares(count: int) -> Any:
     return numpy.arange(count) ** 2
-
-
-def all_processes_of(pid: int) -> list[int]:
-    """A process and all that it, or they, have started."""
-    found, look = [], [pid]
-    while look:
-        found.append(look.pop())
-        look += children(found[-1])
-    return found
 
 
 @pytest.mark.soak

@@ -13,7 +13,7 @@ import pytest
 
 import zray
 from tests.counter import Counter
-from tests.helpers import alive, children, query, stop, wait_for
+from tests.helpers import alive, all_processes_of, query, stop, wait_for
 from zray import wire
 from zray.cluster_utils import Cluster, ClusterNode
 from zray.gcs.client import GcsClient
@@ -87,11 +87,7 @@ def test_a_node_whose_head_never_returns_ends_in_time(start: Callable[..., Clust
 
 def kill_all_of(node: ClusterNode) -> None:
     """SIGKILL for the broker of a node and for every process that it has started."""
-    found, look = [], [node.pid]
-    while look:
-        pid = look.pop()
-        found.append(pid)
-        look += children(pid)
+    found = all_processes_of(node.pid)
     for pid in found:
         try:
             os.kill(pid, signal.SIGKILL)
