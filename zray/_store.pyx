@@ -689,16 +689,28 @@ cdef class Store:
         """Create and seal an object from its packed parts; return its reference. Raises StoreFull."""
         cdef const uint8_t *key = <const uint8_t *>PyBytes_AS_STRING(id)
         cdef uint32_t slot = 0
+        cdef int code
+        if size <= ZS_INLINE_MAX and PyList_GET_SIZE(refs) == 0 and PyList_GET_SIZE(buffers) == 0:
+            code = zs_put_inline(&self.s, key, PyBytes_AS_STRING(stream), <uint32_t>size, <uint8_t>kind, self.job, &slot)
+            if code == ZS_OK or code == ZS_EXISTS:
+                return self._ref(key, slot, "")
+            raise_code(code, "putting an object", size)
+        return self._put(key, NULL, stream, buffers, kind, 0, size, refs)
+
+    def put_shared(self, bytes id, bytes stream, list buffers, int kind, int flags, uint64_t size, list refs):
+        """As `put`, for what several processes and threads put alike under one id: whoever finds it there finds all of it, though one that writes it be
+        late or die. `flags`: of the entry."""
+        cdef bytes draft = _os.urandom(ZS_ID_SIZE)
+        return self._put(<const uint8_t *>PyBytes_AS_STRING(draft), <const uint8_t *>PyBytes_AS_STRING(id), stream, buffers, kind, flags, size, refs)
+
+    cdef ObjectRef _put(self, const uint8_t *key, const uint8_t *name, bytes stream, list buffers, int kind, int flags, uint64_t size, list refs):
+        """Write an object under `key` and seal it, under `name` unless that is NULL."""
+        cdef uint32_t slot = 0
         cdef uint8_t *data = NULL
         cdef int code
         cdef Py_ssize_t n = PyList_GET_SIZE(refs)
         cdef uint32_t *contained
         cdef ObjectRef ref
-        if size <= ZS_INLINE_MAX and n == 0 and PyList_GET_SIZE(buffers) == 0:
-            code = zs_put_inline(&self.s, key, PyBytes_AS_STRING(stream), <uint32_t>size, <uint8_t>kind, self.job, &slot)
-            if code == ZS_OK or code == ZS_EXISTS:
-                return self._ref(key, slot, "")
-            raise_code(code, "putting an object", size)
         with nogil:
             code = zs_create(&self.s, key, size, <uint32_t>n, self.job, &slot, &data)
         if code == ZS_EXISTS:
@@ -712,32 +724,22 @@ cdef class Store:
         except BaseException:
             zs_abort(&self.s, slot)
             raise
-        code = zs_seal(&self.s, slot, <uint8_t>kind, 0, contained, <uint32_t>n)
+        if name == NULL:
+            code = zs_seal(&self.s, slot, <uint8_t>kind, <uint8_t>flags, contained, <uint32_t>n)
+        else:
+            code = zs_seal_as(&self.s, &slot, name, <uint8_t>kind, <uint8_t>flags, contained, <uint32_t>n)
         PyMem_Free(contained)
         if code < 0:
+            zs_abort(&self.s, slot)
             raise_code(code, "sealing an object", size)
+        if name != NULL:
+            ref.slot = slot
+            memcpy(ref._id, name, ZS_ID_SIZE)
         return ref
 
     def put_exported(self, bytes id, bytes data, int kind, int flags, list refs):
         """As `put` of plain bytes with entry flags (names of mapped files)."""
-        cdef const uint8_t *key = <const uint8_t *>PyBytes_AS_STRING(id)
-        cdef uint32_t slot = 0
-        cdef uint8_t *room = NULL
-        cdef uint32_t *contained
-        cdef Py_ssize_t n = PyList_GET_SIZE(refs)
-        cdef uint64_t size = PyBytes_GET_SIZE(data)
-        cdef int code = zs_create(&self.s, key, size, <uint32_t>n, self.job, &slot, &room)
-        if code == ZS_EXISTS:
-            return self._ref(key, slot, "")
-        if code != ZS_OK:
-            raise_code(code, "putting an object", size)
-        memcpy(room, PyBytes_AS_STRING(data), size)
-        contained = slots_of(self, refs, n)
-        code = zs_seal(&self.s, slot, <uint8_t>kind, <uint8_t>flags, contained, <uint32_t>n)
-        PyMem_Free(contained)
-        if code < 0:
-            raise_code(code, "sealing an object", size)
-        return self._ref(key, slot, "")
+        return self._put(<const uint8_t *>PyBytes_AS_STRING(id), NULL, data, [], kind, flags, PyBytes_GET_SIZE(data), refs)
 
     def put_life(self, bytes id, bytes data):
         """Make the life object of an actor: when its last reference goes, the broker is told."""

@@ -1852,8 +1852,10 @@ static inline int end_seal(zs_store *s, zs_entry *e, uint32_t slot, sealing *w, 
     return w->tell ? ZS_SEALED_TELL_BROKER : ZS_OK;
 }
 
-/* Make the open block (or the inline bytes of an OPEN entry) the sealed value. Fewer slots than asked for leave the block's end unused: cut. */
-static int seal_open(zs_store *s, zs_entry *e, uint32_t slot, uint8_t kind, uint8_t flags, const uint32_t *contained, uint32_t n, bells *b) {
+/* Make the open block (or the inline bytes of an OPEN entry) the sealed value, under another id when there is a `name`. Fewer slots than asked for leave
+ * the block's end unused: cut. */
+static int seal_open(zs_store *s, zs_entry *e, uint32_t slot, const uint8_t *name, uint8_t kind, uint8_t flags, const uint32_t *contained, uint32_t n,
+                     bells *b) {
     uint32_t block = e->open_block, was = e->state;
     uint64_t size = open_bytes(e);
     zs_proc target = is_pending(was) ? e->target : 0;
@@ -1871,7 +1873,12 @@ static int seal_open(zs_store *s, zs_entry *e, uint32_t slot, uint8_t kind, uint
         memcpy(data + round4(size), contained, 4ull * n);
     }
     note_writer(s, e->writer, -1);
+    if (name) unchain(s, slot);
     begin_seal(s, e, slot, &w);
+    if (name) {
+        memcpy(e->id, name, ZS_ID_SIZE);
+        chain(s, slot);
+    }
     e->block = keep ? block : 0;
     e->size = size;
     e->inline_size = e->block ? 0 : (uint8_t)size;
@@ -1890,7 +1897,7 @@ static int seal_locked(zs_store *s, uint32_t slot, uint8_t kind, uint8_t flags, 
     if (e->state != ZS_OPEN) return ZS_BAD_STATE;
     if (e->writer != s->self) return ZS_STALE;
     head_of(s)->puts++;
-    return seal_open(s, e, slot, kind, flags, contained, n, b);
+    return seal_open(s, e, slot, NULL, kind, flags, contained, n, b);
 }
 
 int zs_seal(zs_store *s, uint32_t slot, uint8_t kind, uint8_t flags, const uint32_t *contained, uint32_t n) {
@@ -1898,6 +1905,35 @@ int zs_seal(zs_store *s, uint32_t slot, uint8_t kind, uint8_t flags, const uint3
     bells b;
     b.n = 0;
     UNDER_LOCK(s, rc, seal_locked(s, slot, kind, flags, contained, n, &b));
+    wake(s, &b);
+    return rc;
+}
+
+static int seal_as_locked(zs_store *s, uint32_t *slot, const uint8_t *id, uint8_t kind, uint8_t flags, const uint32_t *contained, uint32_t n,
+                          bells *b) {
+    uint32_t draft = *slot, other = FAULT(26) ? 0 : find(s, id);
+    if (!valid_slot(s, draft)) return ZS_BAD_ARGUMENT;
+    zs_entry *e = entry_at(s, draft);
+    if (e->state != ZS_OPEN || e->flags & LIMBO) return ZS_BAD_STATE;
+    if (e->writer != s->self) return ZS_STALE;
+    if (other) {
+        int rc = refer_found(s, other);
+        if (rc != ZS_OK) return rc;
+        CRASH_POINT();
+        reap_writing(s, draft, s->self);
+        release_locked(s, draft);
+        *slot = other;
+        return ZS_EXISTS;
+    }
+    head_of(s)->puts++;
+    return seal_open(s, e, draft, id, kind, flags, contained, n, b);
+}
+
+int zs_seal_as(zs_store *s, uint32_t *slot, const uint8_t *id, uint8_t kind, uint8_t flags, const uint32_t *contained, uint32_t n) {
+    int rc;
+    bells b;
+    b.n = 0;
+    UNDER_LOCK(s, rc, seal_as_locked(s, slot, id, kind, flags, contained, n, &b));
     wake(s, &b);
     return rc;
 }
@@ -2087,7 +2123,7 @@ static int seal_result_locked(zs_store *s, uint32_t slot, uint32_t attempt, uint
     if (rc != ZS_OK) return rc;
     zs_entry *e = entry_at(s, slot);
     if (!e->open_block) return ZS_BAD_STATE;
-    return seal_open(s, e, slot, kind, flags, contained, n, b);
+    return seal_open(s, e, slot, NULL, kind, flags, contained, n, b);
 }
 
 int zs_seal_result(zs_store *s, uint32_t slot, uint32_t attempt, uint8_t kind, uint8_t flags, const uint32_t *contained, uint32_t n) {

@@ -281,6 +281,9 @@ void zs_copy(void *to, const void *from, size_t size);
 /* Seal what zs_create opened. `contained`: the slots the value refers to (referenced by the caller now; the entry takes its own references).
  * ZS_OK, ZS_SEALED_TELL_BROKER, ZS_STALE, ZS_BAD_STATE. */
 int zs_seal(zs_store *s, uint32_t slot, uint8_t kind, uint8_t flags, const uint32_t *contained, uint32_t n);
+/* As zs_seal, under another id than it was opened with, which nobody has seen before then: what several processes make alike is found whole or not at all.
+ * ZS_EXISTS when an object of that id is there already: what was opened goes, with the caller's reference to it, and *slot is the other, referenced. */
+int zs_seal_as(zs_store *s, uint32_t *slot, const uint8_t *id, uint8_t kind, uint8_t flags, const uint32_t *contained, uint32_t n);
 /* Take back an OPEN object (or a block made by zs_open_result). References stay: as long as somebody has one, what was OPEN is a sealed, empty
  * system error (size 0, ZS_KIND_ERROR, ZS_FLAG_SYSTEM_ERROR). The same happens to it when its writer is reaped. */
 int zs_abort(zs_store *s, uint32_t slot);

@@ -140,6 +140,7 @@ cdef extern from "_store_core.h" nogil:
     int zs_create(zs_store *s, const uint8_t *id, uint64_t size, uint32_t contained, uint32_t job, uint32_t *slot, uint8_t **data)
     void zs_copy(void *to, const void *from_, size_t size)
     int zs_seal(zs_store *s, uint32_t slot, uint8_t kind, uint8_t flags, const uint32_t *contained, uint32_t n)
+    int zs_seal_as(zs_store *s, uint32_t *slot, const uint8_t *id, uint8_t kind, uint8_t flags, const uint32_t *contained, uint32_t n)
     int zs_abort(zs_store *s, uint32_t slot)
     int zs_abort_result(zs_store *s, uint32_t slot, uint32_t attempt)
     int zs_put_life(zs_store *s, const uint8_t *id, const void *data, uint32_t size, uint32_t job, uint32_t *slot)

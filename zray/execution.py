@@ -194,7 +194,9 @@ class Executor:
             if ref is None:
                 raise errors.ObjectLostError.for_id(shape.function, f"the code of {shape.name} is gone")
             try:
-                function = self.session.objects.value(ref)
+                function = self.session.get([ref], None)[0]  # it may be on its way from another node
+            except errors.ObjectLostError:
+                raise
             except Exception as error:
                 raise errors.ZraySystemError(
                     f"{shape.name} cannot be loaded in a worker: {type(error).__name__}: {error}. "

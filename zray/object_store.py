@@ -86,6 +86,28 @@ class ObjectStore:
             lambda: self._put_file(object_id, packed),
         )
 
+    def put_shared(self, object_id: bytes, packed: Packed) -> ObjectRef:
+        """As `put`, for what several processes and threads put alike under one id: who finds it there finds all of it. Raises as `put`."""
+        store = self.store
+        found = store.reference(object_id)
+        if found is not None:
+            return found
+
+        def put() -> ObjectRef:
+            return store.put_shared(object_id, packed.stream, packed.buffers, packed.kind, 0, packed.size, packed.refs)
+
+        def put_file() -> ObjectRef:
+            return self._write_file(
+                object_id,
+                packed,
+                lambda data: store.put_shared(
+                    object_id, data, [], packed.kind, _store.FLAG_FILE, len(data), packed.refs
+                ),
+                lambda: store.reference(object_id),
+            )
+
+        return put_file() if packed.size > self.capacity else self._with_room(packed.size, put, put_file)
+
     def open(self, object_id: bytes, size: int) -> _store.Room:
         """Open an object to be filled in place. Raises ObjectStoreFullError, OutOfDiskError."""
         return self._with_room(size, lambda: self.store.open(object_id, size), None)
@@ -244,8 +266,15 @@ class ObjectStore:
 
     # -- values in files ----------------------------------------------------------------------------------------------
 
-    def _write_file(self, object_id: bytes, packed: Packed, enter: Callable[[bytes], _T]) -> _T:
-        """Write a packed value into a mapped file of its own, then let `enter` make the entry with the data that names it.
+    def _write_file(
+        self,
+        object_id: bytes,
+        packed: Packed,
+        enter: Callable[[bytes], _T],
+        entered: Callable[[], _T | None] = lambda: None,
+    ) -> _T:
+        """Write a packed value into a mapped file of its own, then let `enter` make the entry with the data that names it, unless it has been
+        `entered` by another writer.
 
         The file is locked until its entry exists: a file without an entry and without a lock is stale. The entry itself may be
         spilled like any other, so the file has another name than a spilled value.
@@ -254,8 +283,12 @@ class ObjectStore:
         path = os.path.join(self.spill_directory, name)
         fd = -1
         try:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             fcntl.flock(fd, fcntl.LOCK_EX)
+            found = entered()  # the lock was its writer's: before it no entry, after it a whole file
+            if found is not None:
+                return found
+            os.ftruncate(fd, 0)
             os.posix_fallocate(fd, 0, packed.size)
             with mmap.mmap(fd, packed.size) as mapping:
                 packed.write_into(memoryview(mapping))

@@ -228,10 +228,10 @@ class Session:
         digest = hashlib.blake2b(packed.stream, digest_size=12).digest()
         if packed.refs:
             object_id = digest + HOLDS_REFERENCES
-            return object_id, self.objects.put(object_id, packed)
+            return object_id, self.objects.put_shared(object_id, packed)
         object_id = digest + b"\0\0\0\0"
         if object_id not in self._functions:
-            self._functions[object_id] = self.objects.put(object_id, packed)
+            self._functions[object_id] = self.objects.put_shared(object_id, packed)
         return object_id, None
 
     def get(self, refs: list[ObjectRef], timeout: float | None) -> list[Any]:

@@ -222,6 +222,55 @@ static void test_open_objects(void) {
     must_be_empty();
 }
 
+/* Open a draft of what is to become object `n`. */
+static uint32_t draft(uint32_t n, uint64_t size, uint32_t contained) {
+    static uint8_t name[16];
+    static uint32_t count;
+    uint32_t slot;
+    uint8_t *data;
+    zs_derive_id((const uint8_t *)"drafts.........", count++, name);
+    OK(zs_create(&s, name, size, contained, 1, &slot, &data));
+    memset(data, (int)n, size);
+    return slot;
+}
+
+static void test_shared_objects(void) {
+    uint32_t slot, inner = put(9, 2000);
+    zs_view view;
+    for (uint32_t size = 20; size <= 5000; size += 4980) { /* in the entry, and in a block */
+        uint32_t first = draft(1, size, 1), second = draft(1, size, 1), late = draft(1, size, 0);
+        MUST(zs_reference(&s, id(1), &slot) == ZS_NOT_FOUND);
+        OK(zs_seal_as(&s, &first, id(1), 4, 0, &inner, 1));
+        check();
+        OK(zs_reference(&s, id(1), &slot));
+        MUST(slot == first);
+        OK(zs_pin(&s, slot, &view));
+        MUST(view.kind == 4 && view.size == size);
+        for (uint32_t i = 0; i < size; i++) MUST(((const uint8_t *)view.data)[i] == 1);
+        OK(zs_unpin(&s, slot));
+        /* who comes later gets the first one, and what he wrote is gone */
+        MUST(zs_seal_as(&s, &second, id(1), 4, 0, &inner, 1) == ZS_EXISTS && second == first);
+        check();
+        MUST(zs_references(&s, first) == 3 && zs_references(&s, inner) == 2);
+        MUST(zs_seal_as(&s, &second, id(1), 4, 0, NULL, 0) == ZS_BAD_STATE);
+        OK(zs_release(&s, first));
+        OK(zs_release(&s, second));
+        MUST(zs_references(&s, inner) == 2);
+        OK(zs_release(&s, slot));
+        MUST(zs_references(&s, inner) == 1 && zs_reference(&s, id(1), &slot) == ZS_NOT_FOUND);
+        /* nobody holds it any more: the next one is the first again */
+        OK(zs_seal_as(&s, &late, id(1), 0, 0, NULL, 0));
+        OK(zs_release(&s, late));
+        check();
+    }
+    uint32_t lost = draft(1, 100, 0);
+    OK(zs_abort(&s, lost));
+    MUST(zs_seal_as(&s, &lost, id(1), 0, 0, NULL, 0) == ZS_BAD_STATE && zs_reference(&s, id(1), &slot) == ZS_NOT_FOUND);
+    OK(zs_release(&s, lost));
+    OK(zs_release(&s, inner));
+    must_be_empty();
+}
+
 static void test_contained(void) {
     enum { N = 3000 };
     static uint32_t slots[N], found[N];
@@ -1286,6 +1335,11 @@ static void story(void) {
     OK(zs_create(&s, id(7), 100, 0, 1, &slot, &data));
     OK(zs_abort(&s, slot));
     OK(zs_release(&s, slot));
+    uint32_t shared = draft(8, 700, 1), again = draft(8, 700, 0);
+    OK(zs_seal_as(&s, &shared, id(8), 0, 0, &b, 1));
+    MUST(zs_seal_as(&s, &again, id(8), 0, 0, NULL, 0) == ZS_EXISTS);
+    OK(zs_release(&s, shared));
+    OK(zs_release(&s, again));
     for (uint32_t i = 0; i < 3; i++) {
         slots[i] = expect(20 + i, 0, NULL, 0);
         memcpy(ids[i], id(20 + i), 16);
@@ -1323,6 +1377,13 @@ static void test_every_crash_point(void) {
         MUST(WIFSIGNALED(status) || status == 0);
         crashed += WIFSIGNALED(status) != 0;
         check();
+        if (zs_reference(&s, id(8), &cursor) == ZS_OK) { /* whole, though its maker is dead */
+            OK(zs_pin(&s, cursor, &view));
+            for (int i = 0; i < 700; i++) MUST(((const uint8_t *)view.data)[i] == 8);
+            OK(zs_unpin(&s, cursor));
+            OK(zs_release(&s, cursor));
+        }
+        cursor = 0;
         zs_sweep(&s);
         check();
         while (zs_walk(&s, &cursor, &e) == ZS_OK)
@@ -1369,7 +1430,7 @@ typedef struct { const char *name; void (*run)(void); uint64_t capacity; uint32_
 
 #define TEST(name) {#name, test_##name, 32 << 20, 50000}
 static const test tests[] = {
-    TEST(derived_ids), TEST(inline_value), TEST(block_value), TEST(open_objects), TEST(contained), TEST(long_chain), TEST(last_freed_first_used),
+    TEST(derived_ids), TEST(inline_value), TEST(block_value), TEST(open_objects), TEST(shared_objects), TEST(contained), TEST(long_chain), TEST(last_freed_first_used),
     {"allocator", test_allocator, 1 << 20, 5000}, {"full", test_full, (8 << 20) + 4096, 5000}, {"whole_capacity", test_whole_capacity, 40 << 20, 100},
     TEST(pages_are_real), {"no_memory", test_no_memory, 8 << 20, 1000},
     {"interrupted_growth", test_interrupted_growth, 8 << 20, 1000}, {"without_fallocate", test_without_fallocate, 8 << 20, 1000}, {"many_entries", test_many_entries, 1 << 20, 40000}, TEST(put_and_drop),

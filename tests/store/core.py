@@ -75,6 +75,7 @@ _SIGNATURES: dict[str, list[Any]] = {
     "zs_put_life": [_S, c_char_p, c_char_p, c_uint32, c_uint32, _SLOT],
     "zs_create": [_S, c_char_p, c_uint64, c_uint32, c_uint32, _SLOT, _DATA],
     "zs_seal": [_S, c_uint32, c_uint8, c_uint8, _SLOTS, c_uint32],
+    "zs_seal_as": [_S, _SLOT, c_char_p, c_uint8, c_uint8, _SLOTS, c_uint32],
     "zs_abort": [_S, c_uint32],
     "zs_abort_result": [_S, c_uint32, c_uint32],
     "zs_expect": [_S, c_char_p, c_uint32, c_uint32, c_uint8, _SLOTS, c_uint32, c_char_p, c_uint32, _SLOT],

@@ -24,8 +24,8 @@
 #include <unistd.h>
 
 enum { KEYS = 400, MOST_REFS = 48, MOST_PINS = 8, GOLDEN = 12, CAPACITY = 2 << 20, ENTRIES = 4096 };
-/* What a key is for. */
-enum { SMALL, BLOCK, LIST, TASK, LIFE, KINDS };
+/* What a key is for. SHARED: made by all that want it, and found whole or not at all. */
+enum { SMALL, BLOCK, LIST, TASK, LIFE, SHARED, KINDS };
 
 #ifdef ZS_FAULTS
 void zs_set_fault(int n);
@@ -219,13 +219,37 @@ static void op_put(uint32_t key) {
     keep(slot, key);
 }
 
+static void op_put_shared(uint32_t key) {
+    uint8_t id[16], draft[16], *data;
+    uint32_t slot, lists[40], n = lower(key, lists, 40);
+    uint64_t size = size_for(key), random[2] = {any(), any()};
+    id_of(key, id);
+    memcpy(draft, random, sizeof draft);
+    int rc = zs_create(&s, draft, size, n + below(2), 1, &slot, &data);
+    if (acceptable(rc)) return;
+    MUST(rc == ZS_OK, "create of a draft: %d", rc);
+    fill(data, size, key, 0);
+    if (below(4) == 0) sched_yield();
+    uint32_t own = slot;
+    rc = zs_seal_as(&s, &slot, id, 0, 0, lists, n);
+    if (rc == ZS_TOO_MANY) {
+        MUST(zs_abort(&s, slot) == ZS_OK && zs_release(&s, slot) == ZS_OK, "giving up a draft");
+        return;
+    }
+    MUST(rc == ZS_OK || rc == ZS_SEALED_TELL_BROKER || (rc == ZS_EXISTS && slot != own), "seal_as: %d", rc);
+    keep(slot, key);
+    MUST(zs_state_of(&s, slot) == ZS_SEALED || zs_state_of(&s, slot) == ZS_SPILLED || zs_state_of(&s, slot) == ZS_PENDING, "%u is not whole", key);
+}
+
 static void op_reference(void) {
     uint32_t key = below(KEYS), slot;
     uint8_t id[16];
     id_of(key, id);
     int rc = zs_reference(&s, id, &slot);
     MUST(rc == ZS_OK || rc == ZS_NOT_FOUND || rc == ZS_TOO_MANY, "reference: %d", rc);
-    if (rc == ZS_OK) keep(slot, key);
+    if (rc != ZS_OK) return;
+    keep(slot, key);
+    MUST(kind_of(key) != SHARED || zs_state_of(&s, slot) != ZS_OPEN, "%u is found before it is whole", key);
 }
 
 static void op_expect(uint32_t key) {
@@ -434,6 +458,7 @@ static void step(void) {
     case 0: case 1: case 2: case 3:
         if (kind_of(key) == SMALL || kind_of(key) == LIFE) op_put_small(key, kind_of(key) == LIFE);
         else if (kind_of(key) == TASK) op_expect(key);
+        else if (kind_of(key) == SHARED) op_put_shared(key);
         else op_put(key);
         break;
     case 4: op_expect(key / KINDS * KINDS + TASK); break;

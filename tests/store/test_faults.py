@@ -38,6 +38,7 @@ FAULTS = {
     23: ("the place of a process that died while it spun is lost", ["spin"]),
     24: ("a value from elsewhere takes over what is made anew here", ["copies"]),
     25: ("who drops what it filled gives back the block of its next attempt", ["copies"]),
+    26: ("what two make alike is there twice", ["shared_objects"]),
 }
 
 

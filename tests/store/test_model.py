@@ -148,7 +148,7 @@ class Model:
         user = self.users[who]
         name = self.rng.choice([n for n in dir(self) if n.startswith("do_")])
         chosen = self.rng.choice(self.referenced(who) or [None])
-        if name in ("do_put", "do_life", "do_expect", "do_reference", "do_claim"):
+        if name in ("do_put", "do_put_shared", "do_life", "do_expect", "do_reference", "do_claim"):
             getattr(self, name)(who, user, self.rng.randrange(KEYS))
         elif chosen is not None or name in ("do_zombie", "do_spill", "do_leave"):
             getattr(self, name)(who, user, chosen)
@@ -192,6 +192,19 @@ class Model:
         assert user.call("seal", slot, 2, 0, slots, len(contained)) == OK
         in_block = thing.in_block and bool(value or contained)
         self.seal(thing, value, 2, 0, [inner.key for inner in contained], in_block)
+
+    def do_put_shared(self, who: int, user: core.Process, key: int) -> None:
+        value, contained, slot, data = self.bytes(), self.lower(who, key), c_uint32(), c_void_p()
+        room = len(contained) + self.rng.choice([0, 0, 3])
+        assert user.call("create", self.rng.randbytes(16), len(value), room, 1, byref(slot), byref(data)) == OK
+        ctypes.memmove(data, value, len(value))
+        in_block = (-(-len(value) // 4) * 4 + 4 * room if room else len(value)) > INLINE_MAX
+        slots = core.slots_of([inner.slot for inner in contained])
+        code = user.call("seal_as", byref(slot), self.id(key), 7, 0, slots, len(contained))
+        if not self.found(who, key, code, slot):
+            thing = self.things[key] = Thing(key, slot.value, OPEN)
+            thing.refs[who] = 1
+            self.seal(thing, value, 7, 0, [inner.key for inner in contained], in_block and bool(value or contained))
 
     def do_finish(self, who: int, user: core.Process, thing: Thing) -> None:
         """Seal or abort what was left open."""
