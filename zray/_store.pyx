@@ -55,7 +55,7 @@ STATE_FREE, STATE_OPEN, STATE_PENDING, STATE_CLAIMED = ZS_FREE, ZS_OPEN, ZS_PEND
 STATE_SEALED, STATE_SPILLED, STATE_ZOMBIE = ZS_SEALED, ZS_SPILLED, ZS_ZOMBIE
 KIND_ERROR_FLAG = ZS_KIND_ERROR
 FLAG_NOTIFY, FLAG_FILE, FLAG_SYSTEM_ERROR = ZS_FLAG_NOTIFY, ZS_FLAG_FILE, ZS_FLAG_SYSTEM_ERROR
-MARK_REMOTE, MARK_ELSEWHERE, MARK_WANTED = ZS_MARK_REMOTE, ZS_MARK_ELSEWHERE, ZS_MARK_WANTED
+MARK_REMOTE, MARK_ELSEWHERE, MARK_WANTED, MARK_SENT = ZS_MARK_REMOTE, ZS_MARK_ELSEWHERE, ZS_MARK_WANTED, ZS_MARK_SENT
 PROC_BROKER, PROC_DRIVER, PROC_WORKER, PROC_FORK = ZS_PROC_BROKER, ZS_PROC_DRIVER, ZS_PROC_WORKER, ZS_PROC_FORK
 INLINE_MAX = ZS_INLINE_MAX
 
@@ -887,6 +887,11 @@ cdef class Store:
         if zs_elsewhere(&self.s, slot_in(self, ref), made, &wanted) != ZS_OK:
             return None
         return wanted != 0
+
+    def send_away(self, ObjectRef ref):
+        """Broker: the task of a pending result is about to be sent to another node; nobody here can claim this attempt any more. False when it is not
+        pending, or was sent before."""
+        return zs_send_away(&self.s, slot_in(self, ref)) == ZS_OK
 
     def want(self, list refs):
         """Mark those of the references that are not done as wanted on this node; return the ids of those whose values are on other nodes and were

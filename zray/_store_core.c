@@ -2018,9 +2018,9 @@ int zs_expect(zs_store *s, const uint8_t *id, zs_proc target, uint32_t job, uint
     return rc;
 }
 
-/* (Nobody makes a value once more that another node has: a copy of its task may be left here.) */
+/* (Nobody makes a value once more that another node has, or is making: a copy of its task may be left here.) */
 static inline int claimable(const zs_entry *e, uint32_t attempt) {
-    if (e->marks & ZS_MARK_ELSEWHERE) return 0;
+    if (e->marks & (FAULT(27) ? ZS_MARK_ELSEWHERE : ZS_MARK_ELSEWHERE | ZS_MARK_SENT)) return 0;
     return (e->state == ZS_PENDING || (FAULT(10) && e->state == ZS_CLAIMED)) && e->attempt == attempt;
 }
 
@@ -2290,6 +2290,18 @@ int zs_elsewhere(zs_store *s, uint32_t slot, int made, int *wanted) {
     b.n = 0;
     UNDER_LOCK(s, rc, elsewhere_locked(s, slot, made, wanted, &b));
     wake(s, &b);
+    return rc;
+}
+
+int zs_send_away(zs_store *s, uint32_t slot) {
+    int rc = ZS_BAD_STATE;
+    lock(s);
+    zs_entry *e = valid_slot(s, slot) ? entry_at(s, slot) : NULL;
+    if (e && e->state == ZS_PENDING && !(e->marks & ZS_MARK_SENT)) {
+        __atomic_store_n(&e->marks, (uint8_t)(e->marks | ZS_MARK_SENT), __ATOMIC_RELEASE);
+        rc = ZS_OK;
+    }
+    unlock(s);
     return rc;
 }
 

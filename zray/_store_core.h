@@ -99,10 +99,11 @@ enum zs_state { ZS_FREE = 0, ZS_OPEN, ZS_PENDING, ZS_CLAIMED, ZS_SEALED, ZS_SPIL
 #define ZS_FLAG_FILE 0x04u          /* the value lives in a file of its own (larger than the store): the data holds its name */
 #define ZS_FLAG_SYSTEM_ERROR 0x08u  /* sealed by the system, not by user code: zs_retry may reopen it */
 
-/* marks of a PENDING entry whose value is made, or kept, on another node; bits from 0x08 on are the store's own */
+/* marks of a PENDING entry whose value is made, or kept, on another node; bit 0x08 is the store's own */
 #define ZS_MARK_REMOTE 0x01u        /* nobody on this node makes it: unlike other PENDING entries it goes with its last reference (to ZOMBIE) */
 #define ZS_MARK_ELSEWHERE 0x02u     /* the value exists, on another node */
 #define ZS_MARK_WANTED 0x04u        /* somebody here waits for the value: it is to be brought as soon as it exists */
+#define ZS_MARK_SENT 0x10u          /* its task was sent to another node: this attempt is not for anybody here */
 
 /* modes of zs_wait */
 #define ZS_WAIT_STOP_ON_RING 0x01   /* return when the process's bell rings, too */
@@ -299,7 +300,7 @@ int zs_put_life(zs_store *s, const uint8_t *id, const void *data, uint32_t size,
  * An id that exists: SEALED/SPILLED/PENDING/CLAIMED -> ZS_EXISTS (reference taken). Takes a reference. ZS_OK, ZS_EXISTS, ZS_GONE, ZS_FULL, ZS_TOO_MANY, ZS_NO_MEMORY. */
 int zs_expect(zs_store *s, const uint8_t *id, zs_proc target, uint32_t job, uint8_t flags, const uint32_t *deps, uint32_t n_deps,
               const void *spec, uint32_t spec_size, uint32_t *slot);
-/* Become the one executor. ZS_OK, ZS_STALE (attempt differs, claimed already, not pending any more, or its value is elsewhere), ZS_NOT_FOUND. Takes no reference; *slot is valid while claimed. */
+/* Become the one executor. ZS_OK, ZS_STALE (attempt differs, claimed already, not pending any more, sent to another node, or its value is there), ZS_NOT_FOUND. Takes no reference; *slot is valid while claimed. */
 int zs_claim(zs_store *s, const uint8_t *id, uint32_t attempt, uint32_t *slot);
 /* As the claimant: result of at most ZS_INLINE_MAX bytes. Releases the arguments. ZS_OK, ZS_SEALED_TELL_BROKER, ZS_STALE. */
 int zs_seal_inline(zs_store *s, uint32_t slot, uint32_t attempt, const void *data, uint32_t size, uint8_t kind, uint8_t flags);
@@ -323,6 +324,9 @@ int zs_take_copy(zs_store *s, uint32_t slot, uint32_t *attempt);
 /* By the broker: the value of a PENDING entry is made on another node (made = 0), or kept there (made = 1: wakes whoever waits for it anywhere). Releases
  * the arguments, sets NOTIFY. *wanted: whether somebody here waits for the value. The caller holds a reference. ZS_OK, ZS_BAD_STATE. */
 int zs_elsewhere(zs_store *s, uint32_t slot, int made, int *wanted);
+/* By the broker: the task of a PENDING entry is about to be sent to another node. Copies of it may lie here: from now on they are not begun (zs_claim), until
+ * zs_retry gives it another attempt. ZS_OK, ZS_BAD_STATE (claimed, done, or sent before). */
+int zs_send_away(zs_store *s, uint32_t slot);
 /* Mark those of n referenced slots that are not done as wanted here; the indices of those that are elsewhere and were not wanted before come into
  * `found` (room for n). Returns how many: the broker must be told of these. */
 size_t zs_want(zs_store *s, const uint32_t *slots, size_t n, uint32_t *found);

@@ -51,6 +51,7 @@ cdef extern from "_store_core.h" nogil:
         ZS_MARK_REMOTE
         ZS_MARK_ELSEWHERE
         ZS_MARK_WANTED
+        ZS_MARK_SENT
         ZS_WAIT_STOP_ON_RING
         ZS_WAIT_ANYWHERE
 
@@ -159,6 +160,7 @@ cdef extern from "_store_core.h" nogil:
     int zs_take_over(zs_store *s, uint32_t slot, uint32_t *attempt)
     int zs_take_copy(zs_store *s, uint32_t slot, uint32_t *attempt)
     int zs_elsewhere(zs_store *s, uint32_t slot, int made, int *wanted)
+    int zs_send_away(zs_store *s, uint32_t slot)
     size_t zs_want(zs_store *s, const uint32_t *slots, size_t n, uint32_t *found)
     uint32_t zs_marks(zs_store *s, uint32_t slot)
     int zs_spec(zs_store *s, uint32_t slot, void *buffer, uint32_t *size, uint32_t *attempt)

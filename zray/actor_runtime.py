@@ -51,7 +51,8 @@ class ActorHost:
         self.serial = True
         self.exiting = False
         self._pool: queue.SimpleQueue[TaskSpec | None] = queue.SimpleQueue()
-        self._running = 0
+        self._under_way = 0
+        """Calls that were given to threads and have not ended."""
         self._state_lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._readable: Callable[[], object] | None = None
@@ -162,13 +163,15 @@ class ActorHost:
         notices = worker.notices
         while True:
             while calls:
+                with self._state_lock:
+                    self._under_way += 1
                 self._pool.put(calls.popleft())
             frame = worker.inbox.next_frame_nowait()
             if frame is None:
                 frame = worker.inbox.wait_frame(20 if notices.waiting or self.exiting else 1000)
             if frame is None:
-                notices.flush(idle=self._running == 0)
-                if self.exiting and self._running == 0 and self._pool.empty():
+                notices.flush(idle=self._under_way == 0)
+                if self.exiting and self._under_way == 0:
                     self.leave()
                 continue
             worker.handle(frame)
@@ -179,8 +182,6 @@ class ActorHost:
             spec = self._pool.get()
             if spec is None:
                 return
-            with self._state_lock:
-                self._running += 1
             while executor.ending:  # the process will be gone in a moment, and what it did not begin with it
                 time.sleep(1.0)
             try:
@@ -189,7 +190,7 @@ class ActorHost:
                     self.worker.notices.flush()
             finally:
                 with self._state_lock:
-                    self._running -= 1
+                    self._under_way -= 1
 
     async def _serve_async(self, worker: Worker) -> None:
         loop = asyncio.get_running_loop()

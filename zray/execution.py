@@ -507,17 +507,14 @@ class Notices:
         self.session = session
         self.direct = False
         """Calls came straight from a caller: nobody waits for the notice, it can be late."""
-        self._ids = bytearray()
-        self._statuses = bytearray()
-        self._micros: list[int] = []
+        self._ended: list[tuple[bytes, int, int]] = []
+        """(call, status, microseconds) of each end that nobody was told of. Threads append while another sends what was there before."""
         self._since = 0.0
 
     def add(self, task: bytes, status: int, micros: int) -> None:
-        if not self._micros:
+        if not self._ended:
             self._since = time.monotonic()
-        self._ids += task
-        self._statuses.append(status)
-        self._micros.append(micros)
+        self._ended.append((task, status, micros))
 
     def sealed(self, object_id: bytes) -> None:
         """The broker asked to be told of this object."""
@@ -525,21 +522,23 @@ class Notices:
 
     @property
     def waiting(self) -> bool:
-        return bool(self._micros)
+        return bool(self._ended)
 
     def due(self) -> bool:
         """Whether what was noted should leave although more work is queued."""
-        noted = len(self._micros)
+        noted = len(self._ended)
         if self.direct:
             return noted >= _LATE_NOTICES or (noted > 0 and time.monotonic() - self._since > _LATE_NOTICE_S)
         return noted >= _NOTICES or (noted > 0 and time.monotonic() - self._since > _NOTICE_S)
 
     def flush(self, idle: bool = False) -> None:
         """Send what was noted."""
-        if not self._micros and not idle:
+        if not self._ended and not idle:
             return
         with self.session.lock:
-            message = wire.TasksDone(self.session.worker, bytes(self._ids), bytes(self._statuses), self._micros, idle)
+            ended = self._ended[:]
+            tasks, statuses, micros = zip(*ended, strict=True) if ended else ((), (), ())
+            message = wire.TasksDone(self.session.worker, b"".join(tasks), bytes(statuses), [*micros], idle)
             self.session.broker.send(wire.encode(message))
-            # Plain assignments count as one step: interrupted before it, the same is told twice, which does no harm.
-            self._ids, self._statuses, self._micros = bytearray(), bytearray(), []
+            # One step: interrupted before it, the same is told twice, which does no harm.
+            del self._ended[: len(ended)]

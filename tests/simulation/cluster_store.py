@@ -187,7 +187,7 @@ class SimStore:
         for entry in entries:
             if entry is None or entry.state != STATE_PENDING or entry.attempt != attempt:
                 return None
-            if entry.marks & _store.MARK_ELSEWHERE:
+            if entry.marks & (_store.MARK_ELSEWHERE | _store.MARK_SENT):
                 return None
         for entry in entries:
             assert entry is not None
@@ -210,6 +210,14 @@ class SimStore:
         wanted = entry.marks & _store.MARK_WANTED
         entry.marks = wanted | _store.MARK_REMOTE | (_store.MARK_ELSEWHERE if made else 0)
         return bool(wanted)
+
+    def send_away(self, ref: Ref) -> bool:
+        """The task of a pending entry is sent to another node: nobody here may claim this attempt."""
+        entry = ref.entry
+        if entry.state != STATE_PENDING or entry.marks & _store.MARK_SENT:
+            return False
+        entry.marks |= _store.MARK_SENT
+        return True
 
     def want(self, refs: list[Ref]) -> list[bytes]:
         """Somebody here waits for these: which must the broker be told of?"""

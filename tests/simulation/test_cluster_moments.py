@@ -10,9 +10,10 @@ import pytest
 from tests.simulation.cluster_machine import Doors, Machine
 from tests.simulation.cluster_processes import Driver, Plan, Worker, value_of
 from tests.simulation.cluster_scenario import Play, Scenario, shape
+from tests.simulation.cluster_store import SimStore
 from tests.simulation.world import Get
 from zray import ids, wire
-from zray._store import STATE_SEALED, with_index
+from zray._store import STATE_PENDING, STATE_SEALED, with_index
 from zray.broker import peer_messages as pm
 from zray.broker.actions import HostActor
 from zray.ids import task_id
@@ -203,6 +204,34 @@ def test_a_parent_that_runs_again_and_branches_differently(
     else:
         run.until(lambda: bool(run.value))
         assert run.value == value_of(parent, [value_of(BUSY, [])])
+
+
+@pytest.mark.parametrize("planted", [False, True], ids=["as-it-is", "planted"])
+def test_what_lay_behind_a_waiting_worker_and_was_sent_away_runs_once(
+    run: Run, planted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker goes on while the other node still runs the task: its own copy comes late."""
+    if planted:
+        monkeypatch.setattr(SimStore, "send_away", lambda store, ref: ref.entry.state == STATE_PENDING)
+    run.scenario.join({"spokes": 1.0})
+    child = Plan(salt=1, seconds=0.1, shape=SPOKE.key)
+    parent = Plan("nested", 2, children=(child,), shape=WHEEL.key)
+    late = task_id(run.driver.root, 10)
+    ran_on: list[Machine] = []
+    monkeypatch.setattr(run.site, "executed", lambda machine, task, attempt: ran_on.extend([machine] * (task == late)))
+
+    def program(driver: Driver) -> Program:
+        for _ in range(8):  # a worker is given several of that kind at a time from now on
+            quick = Plan(salt=3, seconds=0.0005, shape=WHEEL.key)
+            [result] = driver.submit(driver.root, driver.next_child(1), [quick], (), driver.root)
+            yield from run.get(result)
+        results = driver.submit(driver.root, driver.next_child(2), [parent, BUSY], (), driver.root)
+        for result in results:
+            yield from run.get(result)
+
+    run.play(program)
+    run.until(lambda: run.result == with_index(late, 1) and bool(run.value))
+    assert ran_on == ([run.other, run.head] if planted else [run.other])
 
 
 def test_no_message_overtakes_what_tells_of_its_shapes(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

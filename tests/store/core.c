@@ -713,6 +713,29 @@ static void test_made_by_the_dead(void) {
     check();
 }
 
+static void test_what_was_sent_is_not_begun_here(void) {
+    uint32_t slot = expect(1, 0, NULL, 0), second = expect(2, 0, NULL, 0), attempt, got[2];
+    uint8_t ids[2][16];
+    memcpy(ids[0], id(1), 16);
+    memcpy(ids[1], id(2), 16);
+    OK(zs_send_away(&s, slot));
+    MUST(zs_send_away(&s, slot) == ZS_BAD_STATE);    /* to one node only */
+    MUST(zs_claim(&s, id(1), 0, got) == ZS_STALE && zs_claim_many(&s, ids[0], 2, 0, got) == ZS_STALE);
+    MUST(zs_marks(&s, slot) == ZS_MARK_SENT && zs_state_of(&s, slot) == ZS_PENDING);
+    OK(zs_retry(&s, slot, 0, &attempt));
+    MUST(zs_claim(&s, id(1), 0, got) == ZS_STALE);
+    OK(zs_claim_many(&s, ids[0], 1, attempt, got));
+    MUST(zs_send_away(&s, slot) == ZS_BAD_STATE);    /* it has begun */
+    OK(zs_seal_inline(&s, slot, attempt, "here", 4, 0, 0));
+    MUST(zs_send_away(&s, slot) == ZS_BAD_STATE);
+    OK(zs_send_away(&s, second));
+    OK(zs_seal_forced(&s, second, "from there", 10, 0, 0));
+    MUST(zs_marks(&s, second) == 0);
+    OK(zs_release(&s, slot));
+    OK(zs_release(&s, second));
+    must_be_empty();
+}
+
 static void test_retry(void) {
     uint32_t arg = put(9, 100), slot = expect(1, 0, &arg, 1), attempt, got, n = 0, cursor = 0, size = 16;
     uint8_t *data, spec[16];
@@ -1434,7 +1457,7 @@ static const test tests[] = {
     {"allocator", test_allocator, 1 << 20, 5000}, {"full", test_full, (8 << 20) + 4096, 5000}, {"whole_capacity", test_whole_capacity, 40 << 20, 100},
     TEST(pages_are_real), {"no_memory", test_no_memory, 8 << 20, 1000},
     {"interrupted_growth", test_interrupted_growth, 8 << 20, 1000}, {"without_fallocate", test_without_fallocate, 8 << 20, 1000}, {"many_entries", test_many_entries, 1 << 20, 40000}, TEST(put_and_drop),
-    TEST(spilling), TEST(discard), TEST(task), TEST(large_result), TEST(many_results), TEST(what_is_elsewhere_is_not_made_again), TEST(retry), TEST(made_by_the_dead), TEST(superseded_writer), TEST(copies), TEST(broker_watch),
+    TEST(spilling), TEST(discard), TEST(task), TEST(large_result), TEST(many_results), TEST(what_is_elsewhere_is_not_made_again), TEST(what_was_sent_is_not_begun_here), TEST(retry), TEST(made_by_the_dead), TEST(superseded_writer), TEST(copies), TEST(broker_watch),
     TEST(wake), TEST(wait_outcomes), TEST(spin), TEST(wait_fd), TEST(ring), TEST(broker_gone), TEST(reap), TEST(fork), TEST(embryo_of_the_dead), TEST(register_pid),
     TEST(many_processes), TEST(life_objects), TEST(bad_segments), TEST(bad_arguments), TEST(every_crash_point), TEST(copy),
 };

@@ -19,7 +19,7 @@ BAD_ARGUMENT, PINNED = -12, -13
 FREE, OPEN, PENDING, CLAIMED, SEALED, SPILLED, ZOMBIE = range(7)
 ERROR = 0x80
 NOTIFY, SYSTEM_ERROR = 1, 8
-REMOTE, ELSEWHERE, WANTED = 1, 2, 4
+REMOTE, ELSEWHERE, WANTED, SENT = 1, 2, 4, 16
 WAIT_ANYWHERE = 2
 PROC_TEST = 6
 INLINE_MAX = 48
@@ -91,6 +91,7 @@ _SIGNATURES: dict[str, list[Any]] = {
     "zs_spec": [_S, c_uint32, c_char_p, _SLOT, _SLOT],
     "zs_expected": [_S, c_uint32],
     "zs_elsewhere": [_S, c_uint32, c_int, POINTER(c_int)],
+    "zs_send_away": [_S, c_uint32],
     "zs_want": [_S, _SLOTS, c_size_t, _SLOTS],
     "zs_marks": [_S, c_uint32],
     "zs_pin": [_S, c_uint32, POINTER(View)],

@@ -39,6 +39,7 @@ FAULTS = {
     24: ("a value from elsewhere takes over what is made anew here", ["copies"]),
     25: ("who drops what it filled gives back the block of its next attempt", ["copies"]),
     26: ("what two make alike is there twice", ["shared_objects"]),
+    27: ("what was sent to another node is begun here, too", ["what_was_sent_is_not_begun_here"]),
 }
 
 

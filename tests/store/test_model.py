@@ -33,6 +33,7 @@ from tests.store.core import (
     PINNED,
     REMOTE,
     SEALED,
+    SENT,
     SPILLED,
     STALE,
     SYSTEM_ERROR,
@@ -287,7 +288,7 @@ class Model:
         code = user.call("claim", self.id(key), attempt, byref(slot))
         if thing is None:
             assert code == NOT_FOUND
-        elif thing.state != PENDING or thing.attempt != attempt or thing.marks & ELSEWHERE:
+        elif thing.state != PENDING or thing.attempt != attempt or thing.marks & (ELSEWHERE | SENT):
             assert code == STALE
         else:
             assert code == OK
@@ -346,6 +347,12 @@ class Model:
             thing.marks = (thing.marks & WANTED) | REMOTE | (ELSEWHERE if made else 0)
             thing.flags |= NOTIFY
             thing.list, thing.spec, thing.target, thing.writer = [], b"", 0, -1
+
+    def do_send_away(self, who: int, user: core.Process, thing: Thing) -> None:
+        code = user.call("send_away", thing.slot)
+        assert code == (OK if thing.state == PENDING and not thing.marks & SENT else BAD_STATE)
+        if code == OK:
+            thing.marks |= SENT
 
     def do_want(self, who: int, user: core.Process, thing: Thing) -> None:
         several = [thing, *self.lower(who, KEYS)]

@@ -150,7 +150,7 @@ class RemoteTasks:
         tasks: list[TaskSpec] = []
         begun: list[TaskSpec] = []
         for spec in action.tasks:
-            (tasks if self._is_open(spec) else begun).append(spec)
+            (tasks if self._leave(spec) else begun).append(spec)
         if begun:
             names, skipped = [spec.id for spec in begun], bytes([wire.DONE_SKIPPED]) * len(begun)
             broker.tell(e.TasksFinished(action.slot, names, skipped, [0] * len(begun), False))
@@ -167,14 +167,21 @@ class RemoteTasks:
             action.node, pm.RunTasks(job, self.home_of(job.number), action.slot, shapes, tasks, lent, places)
         )
 
+    def _results_of(self, spec: TaskSpec) -> list[ObjectRef]:
+        count = self._broker.shapes[spec.shape].num_returns or 1
+        refs = [self._store.reference(return_id(spec.id, index)) for index in range(count)]
+        return [ref for ref in refs if ref is not None]
+
+    def _leave(self, spec: TaskSpec) -> bool:
+        """Let nobody here begin a task any more: it is about to be sent away. False when it has begun, or all its results are there.
+
+        A worker that waits may have a copy behind what it runs, and may go on at any time."""
+        left = [self._store.send_away(ref) for ref in self._results_of(spec)]  # of all
+        return any(left)
+
     def _is_open(self, spec: TaskSpec) -> bool:
         """Whether any result of a task is neither there nor being made by somebody here."""
-        store = self._store
-        for index in range(self._broker.shapes[spec.shape].num_returns or 1):
-            ref = store.reference(return_id(spec.id, index))
-            if ref is not None and store.state(ref) == _store.STATE_PENDING:
-                return True
-        return False
+        return any(self._store.state(ref) == _store.STATE_PENDING for ref in self._results_of(spec))
 
     @staticmethod
     def driver_job(job: int) -> int:
