@@ -50,6 +50,8 @@ class _Socket(zmq.Socket[bytes]):
             self.close()
 
 
+_LINGER_MS: Final = 500
+"""How long the end of a process may wait for its last messages to be taken."""
 _INPUT: Final = int(zmq.POLLIN)
 """As a plain number: the operators of flags cost more than the question."""
 
@@ -76,7 +78,7 @@ class Context:
         except zmq.ZMQError as error:
             raise OSError(error.errno, error.strerror) from None
         socket.setsockopt(zmq.SNDHWM, 0)
-        socket.setsockopt(zmq.LINGER, 500)
+        socket.setsockopt(zmq.LINGER, _LINGER_MS)
         socket.setsockopt(zmq.RECONNECT_IVL, 2)
         socket.setsockopt(zmq.RECONNECT_IVL_MAX, 2000)  # doubling from 2 ms: a peer that is gone costs next to nothing
         socket.connect(endpoint)
@@ -108,10 +110,14 @@ class Context:
         socket.connect(endpoint)
         return Subscriber(socket)
 
-    def close(self) -> None:
-        """Close all sockets and end the I/O thread; in a forked child only forget them (the thread exists in the parent alone)."""
+    def close(self, linger: int = _LINGER_MS) -> None:
+        """Close all sockets and end the I/O thread; in a forked child only forget them (the thread exists in the parent alone).
+
+        Args:
+            linger: milliseconds for which what was sent and nobody has taken may hold this up.
+        """
         if self.pid == os.getpid():
-            self.zmq.destroy(linger=500)
+            self.zmq.destroy(linger)
 
 
 class Outbox:
@@ -262,6 +268,8 @@ class Poller:
         self.ready: set[zmq.Socket[bytes]] = set()
         """Watched sockets that the last wait has found to have something."""
         self._epoll = select.epoll()
+        self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._epoll.register(self._bell, select.EPOLLIN)
         self._sockets: dict[int, zmq.Socket[bytes]] = {}
         """By the descriptor of each."""
         self._descriptors: dict[zmq.Socket[bytes], int] = {}
@@ -295,6 +303,11 @@ class Poller:
         """A watched socket that was not found ready was sent through, or read."""
         self._unsure.add(socket)
 
+    def interrupt(self) -> None:
+        """End the wait that goes on, or else the next one. For signal handlers: by itself a wait goes on after them."""
+        if not self._epoll.closed:
+            os.eventfd_write(self._bell, 1)
+
     def wait(self, timeout_ms: int) -> tuple[bool, list[int], bool]:
         """Return (the inbox has something, ready descriptors, some watched socket has something). It may be that nothing has."""
         ready, unsure = self.ready, self._unsure
@@ -306,7 +319,9 @@ class Poller:
         descriptors: list[int] = []
         for fd, _ in self._epoll.poll(0 if ready else timeout_ms * 1e-3):
             found = self._sockets.get(fd)
-            if found is None:
+            if fd == self._bell:
+                os.eventfd_read(fd)
+            elif found is None:
                 descriptors.append(fd)
             elif has_input(found):
                 ready.add(found)
@@ -317,7 +332,9 @@ class Poller:
 
     def close(self) -> None:
         """Wait for nothing any more. What was waited for stays open."""
-        self._epoll.close()
+        if not self._epoll.closed:
+            self._epoll.close()
+            os.close(self._bell)
 
 
 __all__ = [

@@ -100,6 +100,9 @@ class SimPoller:
         """Whoever was told has seen to it."""
         self.ready.pop(fd, None)
 
+    def interrupt(self) -> None:
+        """There is no wait."""
+
     def wait(self, timeout_ms: int) -> tuple[bool, list[int], bool]:
         """What is ready now."""
         descriptors = list(self.ready)

@@ -116,6 +116,7 @@ class ReplicaProcess:
     def end(self) -> None:
         """End after this round."""
         self.running = False
+        self.poller.interrupt()
 
 
 def main() -> None:

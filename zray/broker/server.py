@@ -807,6 +807,7 @@ class Broker:
         """End the node after the current round."""
         self.running = False
         self._told_to_stop = True
+        self.poller.interrupt()
 
     def _end(self, keep_log: bool = False) -> None:
         """Leave nothing: no worker, no socket, no file. The segment goes with the last process that maps it."""
@@ -819,7 +820,7 @@ class Broker:
             self.cluster.close("it was ended")
         self.records.gcs.close()
         self.poller.close()
-        self.context.close()
+        self.context.close(linger=0)  # what is left was for workers, who are dead
         if self.cluster is not None:
             self.cluster.close_door()
         self.store.close()
