@@ -228,7 +228,13 @@ class Trouble(threading.Thread):
             raise self.error
 
     def _any(self) -> ClusterNode:
-        return self.rng.choice(self.cluster.worker_nodes)
+        """A node that is there. Where the machine stood still, or several troubles met, one may have been declared dead, and have ended: it is told."""
+        while True:
+            node = self.rng.choice(self.cluster.worker_nodes)
+            if node._node.process.poll() is None:
+                return node
+            self.story.append(f"{time.monotonic() - self._began:.2f} {node} had ended by itself")
+            self._replace(node)
 
     def kill_worker(self) -> None:
         """SIGKILL of a worker of any node."""

@@ -20,6 +20,7 @@ import signal
 import tempfile
 from typing import TYPE_CHECKING, Any
 
+import hypothesis
 import numpy  # noqa: F401 - imported before the first footprint: its BLAS starts threads
 import pytest
 
@@ -105,6 +106,13 @@ def _check_quiet() -> None:
         5.0,
         "no large object is left",
     )
+
+
+# Examples have no deadline and take the time they take: the machine may stand still for a moment.
+hypothesis.settings.register_profile(
+    "unhurried", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("unhurried")
 
 
 @pytest.fixture(autouse=True)

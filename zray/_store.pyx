@@ -1125,10 +1125,11 @@ cdef class Store:
             raise OSError(f"cannot wait for descriptor {fd}")
         return False
 
-    def wait(self, list refs, Py_ssize_t want, double timeout, bint stop_on_ring=False, bint anywhere=False):
+    def wait(self, list refs, Py_ssize_t want, double timeout, bint stop_on_ring=False, bint anywhere=False, object rings=None):
         """Sleep until `want` of the references are done; return how many are. timeout in seconds, negative: none.
 
-        With `anywhere`, objects whose values exist on other nodes only count as done. Returns early (with fewer) when the time is over or, with stop_on_ring, when this process's bell rings. Signal handlers run; raises
+        With `anywhere`, objects whose values exist on other nodes only count as done. Returns early (with fewer) when the time is over or, with stop_on_ring, when this process's
+        bell rings (has rung since `rings` gave that number). Signal handlers run; raises
         ZraySystemError when the broker is gone.
         """
         cdef Py_ssize_t n = PyList_GET_SIZE(refs)
@@ -1137,7 +1138,7 @@ cdef class Store:
         cdef int64_t left = -1 if timeout < 0 else <int64_t>(timeout * 1e9)
         cdef int64_t piece
         cdef int mode = (ZS_WAIT_STOP_ON_RING if stop_on_ring else 0) | (ZS_WAIT_ANYWHERE if anywhere else 0)
-        cdef uint32_t one
+        cdef uint32_t one, since = zs_rings(&self.s) if rings is None else <uint32_t>rings
         cdef uint32_t *slots
         if n == 1:
             one = slot_in(self, <ObjectRef>PyList_GET_ITEM(refs, 0))
@@ -1148,7 +1149,7 @@ cdef class Store:
             while True:
                 piece = SLICE_NS if left < 0 or left > SLICE_NS else left
                 with nogil:
-                    code = zs_wait(&self.s, slots, n, want, piece, mode, &done)
+                    code = zs_wait_since(&self.s, slots, n, want, piece, mode, since, &done)
                 if _hooks.exiting and not stop_on_ring:
                     keep_silent()
                 if code == ZS_OK:
@@ -1168,13 +1169,22 @@ cdef class Store:
             if n > 1:
                 PyMem_Free(slots)
 
-    def wait_ring(self, double timeout):
-        """Sleep until this process's bell rings, at most `timeout` seconds."""
+    def rings(self):
+        """How often this process's bell has rung."""
+        return zs_rings(&self.s)
+
+    def wait_ring(self, double timeout, object rings=None):
+        """Sleep until this process's bell rings (has rung since `rings` gave that number), at most `timeout` seconds. Raises ZraySystemError when the
+        broker is gone, which is looked for about every tenth of a second."""
         cdef size_t done = 0
         cdef int64_t left = <int64_t>(timeout * 1e9)
+        cdef uint32_t since = zs_rings(&self.s) if rings is None else <uint32_t>rings
+        cdef int code
         with nogil:
-            zs_wait(&self.s, NULL, 0, 1, left, ZS_WAIT_STOP_ON_RING, &done)
+            code = zs_wait_since(&self.s, NULL, 0, 1, left, ZS_WAIT_STOP_ON_RING, since, &done)
         PyErr_CheckSignals()
+        if code == ZS_BROKER_GONE:
+            raise_code(code, "waiting")
 
     def split(self, list refs, Py_ssize_t want, bint anywhere=False):
         """Return (ready, not_ready) with at most `want` ready, both in the order of `refs`; with `anywhere`, values on other nodes are ready, too.

@@ -2573,9 +2573,18 @@ static int wait_asleep(zs_store *s, zs_process *p, const waiting *w) {
     return rc;
 }
 
-int zs_wait(zs_store *s, const uint32_t *slots, size_t n, size_t want, int64_t timeout_ns, int mode, size_t *done) {
+uint32_t zs_rings(zs_store *s) {
     zs_process *p = current(s, s->self);
-    waiting w = {slots, n, want, timeout_ns < 0 ? -1 : 0, mode, p ? LOAD(&p->rings) : 0};
+    return p ? LOAD(&p->rings) : 0;
+}
+
+int zs_wait(zs_store *s, const uint32_t *slots, size_t n, size_t want, int64_t timeout_ns, int mode, size_t *done) {
+    return zs_wait_since(s, slots, n, want, timeout_ns, mode, zs_rings(s), done);
+}
+
+int zs_wait_since(zs_store *s, const uint32_t *slots, size_t n, size_t want, int64_t timeout_ns, int mode, uint32_t rings, size_t *done) {
+    zs_process *p = current(s, s->self);
+    waiting w = {slots, n, want, timeout_ns < 0 ? -1 : 0, mode, rings};
     if (want > n && (n || !(mode & ZS_WAIT_STOP_ON_RING))) w.want = n;    /* of nothing at all only a ring can be waited for */
     *done = count_ready(s, slots, n, mode);
     if (*done >= w.want) return ZS_OK;

@@ -352,6 +352,10 @@ int zs_describe(zs_store *s, uint32_t slot, zs_view *view);
  * process's bell (zs_ring) with ZS_WAIT_STOP_ON_RING in `mode`. *done = how many are. Returns ZS_OK (done, or rung), ZS_TIMEOUT, ZS_INTERRUPTED, ZS_BROKER_GONE.
  * Call without the GIL. */
 int zs_wait(zs_store *s, const uint32_t *slots, size_t n, size_t want, int64_t timeout_ns, int mode, size_t *done);
+/* The same; with ZS_WAIT_STOP_ON_RING any ring since zs_rings gave `rings` ends it, so that none between a look around and the wait is missed. */
+int zs_wait_since(zs_store *s, const uint32_t *slots, size_t n, size_t want, int64_t timeout_ns, int mode, uint32_t rings, size_t *done);
+/* How often this process's bell has rung. */
+uint32_t zs_rings(zs_store *s);
 /* Wait until a descriptor is readable, as briefly as `zs_wait` waits for one entry (it spins under the same rule). A negative timeout waits for ever.
  * ZS_OK, ZS_TIMEOUT, ZS_INTERRUPTED; ZS_BAD_ARGUMENT for what is no descriptor. */
 int zs_wait_fd(zs_store *s, int fd, int64_t timeout_ns);

@@ -172,6 +172,8 @@ cdef extern from "_store_core.h" nogil:
     int zs_unpin(zs_store *s, uint32_t slot)
     int zs_describe(zs_store *s, uint32_t slot, zs_view *view)
     int zs_wait(zs_store *s, const uint32_t *slots, size_t n, size_t want, int64_t timeout_ns, int mode, size_t *done)
+    int zs_wait_since(zs_store *s, const uint32_t *slots, size_t n, size_t want, int64_t timeout_ns, int mode, uint32_t rings, size_t *done)
+    uint32_t zs_rings(zs_store *s)
     int zs_wait_fd(zs_store *s, int fd, int64_t timeout_ns)
     size_t zs_count_done(zs_store *s, const uint32_t *slots, size_t n)
     int zs_watch_broker(zs_store *s, const uint8_t *id)

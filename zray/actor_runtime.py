@@ -175,6 +175,8 @@ class ActorHost:
                     self.leave()
                 continue
             worker.handle(frame)
+            if notices.due():
+                notices.flush()
 
     def _thread(self) -> None:
         executor = self.executor
@@ -186,7 +188,9 @@ class ActorHost:
                 time.sleep(1.0)
             try:
                 executor.run(spec, self.instance)
-                if not self.worker.notices.direct:  # on another node somebody waits for it, and the main thread sleeps
+                if (
+                    spec.sequence == 0 or not self.worker.notices.direct
+                ):  # on another node somebody waits for it, and the main thread sleeps
                     self.worker.notices.flush()
             finally:
                 with self._state_lock:

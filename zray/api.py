@@ -477,7 +477,7 @@ def get(refs: Any, *, timeout: float | None = None, writable: bool = False) -> A
             return session.get_writable(refs, timeout)
         return session.get([refs], timeout)[0]
     if kind is list or kind is tuple:
-        refs = refs if kind is list else list(refs)
+        refs = list(refs)  # another thread may change the caller's
         wrong = _store.all_refs(refs)
         if wrong >= 0:
             raise ValueError(
@@ -516,7 +516,7 @@ def wait(
     """
     if cast("object", type(refs)) is ObjectRef:
         raise TypeError("zray.wait() takes a list of references, not one reference; put it into a list")
-    items = refs if type(refs) is list else list(refs)
+    items = list(refs)  # another thread may change the caller's
     wrong = _store.all_refs(items)
     if wrong >= 0:
         raise TypeError(f"zray.wait() takes references, but item {wrong} of the list is {_described(items[wrong])}")
@@ -672,9 +672,8 @@ def _decorated(target: Any, chosen: dict[str, Any]) -> Any:
 
 
 def _before_fork() -> None:
-    global _embryo
     session = _session
-    _embryo = session.store.fork_prepare() if session is not None and not session.closed else 0
+    _forking.embryo = session.store.fork_prepare() if session is not None and not session.closed else 0
 
 
 def _after_fork_in_child() -> None:
@@ -684,7 +683,7 @@ def _after_fork_in_child() -> None:
     session = _session
     if session is None or session.closed:
         return
-    session.store.fork_child(_embryo)
+    session.store.fork_child(_forking.embryo)
     atexit.unregister(_shutdown_at_exit)
     session.closed = True  # in this process: what was prepared for it (functions, handles) is prepared anew
     child = Session(session.config, session.store)
@@ -698,7 +697,8 @@ def _after_fork_in_parent() -> None:
     return
 
 
-_embryo = 0
+_forking = threading.local()
+"""`embryo`: the record of the child that the thread is about to fork; several threads may be."""
 _registered: Callable[..., None] | None = None
 
 

@@ -134,9 +134,10 @@ class Journal:
         unsealed = self._unsealed
         urgent = False
         while unsealed and unsealed[0].number <= logged:
-            outcome = unsealed.popleft()
+            outcome = unsealed[0]
             urgent = urgent or outcome.call.spec.sequence == 0  # on another node somebody waits for the notice
             self.executor.seal_outcome(outcome.call, outcome.packed, outcome.status, outcome.micros, self._notices)
+            unsealed.popleft()  # only now: `settle` waits for it without the lock
         if self._unsent and self._sent <= logged:
             self._send()
         self._notices.direct = not urgent

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import contextlib
 import os
 import signal
 import sys
@@ -404,7 +405,8 @@ class Executor:
         """The call with this word is cancelled, should it come to be run here."""
         self.interrupted[word] = None
         if len(self.interrupted) > _WORDS_KEPT:
-            del self.interrupted[next(iter(self.interrupted))]
+            with contextlib.suppress(KeyError, RuntimeError):  # a thread that runs calls has just taken one
+                del self.interrupted[next(iter(self.interrupted))]
 
     def _was_interrupted(self, task: bytes) -> bool:
         return int.from_bytes(task[:8], "little") in self.interrupted
@@ -510,6 +512,8 @@ class Notices:
         self._ended: list[tuple[bytes, int, int]] = []
         """(call, status, microseconds) of each end that nobody was told of. Threads append while another sends what was there before."""
         self._since = 0.0
+        self._told = 0
+        """How often ends were told."""
 
     def add(self, task: bytes, status: int, micros: int) -> None:
         if not self._ended:
@@ -536,9 +540,12 @@ class Notices:
         if not self._ended and not idle:
             return
         with self.session.lock:
-            ended = self._ended[:]
+            ended, told = self._ended[:], self._told
             tasks, statuses, micros = zip(*ended, strict=True) if ended else ((), (), ())
             message = wire.TasksDone(self.session.worker, b"".join(tasks), bytes(statuses), [*micros], idle)
             self.session.broker.send(wire.encode(message))
-            # One step: interrupted before it, the same is told twice, which does no harm.
-            del self._ended[: len(ended)]
+            # Last and in one step: interrupted before it, the same is told twice, which does no harm. What a signal handler or a finalizer has told
+            # meanwhile is gone from the list already.
+            if self._told == told:
+                del self._ended[: len(ended)]
+                self._told += 1

@@ -77,15 +77,16 @@ class ResultWatcher:
         store = self.session.store
         watched: list[tuple[ObjectRef, concurrent.futures.Future[Any]]] = []
         while not self._stopping:
+            rings = store.rings()  # before looking: what is added from now on rings once more
             with self._lock:
                 watched += self._added
                 self._added.clear()
             refs = [ref for ref, _ in watched]
             try:
                 if refs:
-                    store.wait(refs, 1, 1.0, True)
+                    store.wait(refs, 1, 1.0, True, False, rings)
                 else:
-                    store.wait_ring(1.0)
+                    store.wait_ring(1.0, rings)
             except Exception as error:
                 with self._lock:
                     self._failure = error

@@ -454,13 +454,20 @@ class LaneReader:
         if connection is not None:
             self._flush(connection)
 
+    def has_packed(self, lane: Lane) -> bool:
+        """Whether calls wait for `flush`."""
+        connection = self._connections.get(lane)
+        return connection is not None and bool(connection.packed)
+
     def _flush(self, connection: _Connection) -> None:
         if not connection.packed:
             return
-        lane, stream = connection.lane, connection.stream
-        message = wire.CallOverLane(lane.number, lane.incarnation, lane.take_settled(), connection.packed)  # type: ignore[arg-type]
+        lane, stream, packed = connection.lane, connection.stream, connection.packed
+        count = len(packed)
+        message = wire.CallOverLane(lane.number, lane.incarnation, lane.take_settled(), packed)  # type: ignore[arg-type]
         stream.send(wire.encode(message))
-        connection.packed.clear()
+        if connection.packed is packed:  # as in `zray.submission`: calls within calls
+            connection.packed = packed[count:]
         if self._asleep or stream.waits_to_write():
             self._arm(connection)
             self._wake()
@@ -542,7 +549,11 @@ class LaneReader:
                 left = until - time.monotonic()
                 if left <= 0:
                     return False
-                if store.wait_fd(descriptor, left):
+                try:
+                    readable = store.wait_fd(descriptor, left)
+                except OSError:  # another thread has given up the lane just now: its calls are with the brokers
+                    return False
+                if readable:
                     with self._lock:
                         if connection.lane not in self._connections or stream.ended:
                             return False

@@ -31,7 +31,8 @@ class LogTail:
         self.directory = directory
         self.suffixes = (f".{job}.out", f".{job}.err")
         self._files: dict[str, _File] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        self._draining = False
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="zray-log", daemon=True)
         self._thread.start()
@@ -41,16 +42,25 @@ class LogTail:
             self.drain()
 
     def drain(self) -> None:
-        """Print what is new in all files."""
+        """Print what is new in all files. Does nothing in a finalizer, a signal handler or a stream's `write` that gets values while this thread prints."""
         with self._lock:
-            try:
-                names = [entry.name for entry in os.scandir(self.directory) if entry.name.endswith(self.suffixes)]
-            except FileNotFoundError:
+            if self._draining:
                 return
-            for name in sorted(names):
-                self._drain_file(name)
-            if len(self._files) > 2 * len(names):  # the broker removes the files of workers that ended long ago
-                self._files = {name: self._files[name] for name in names}
+            self._draining = True
+            try:
+                self._drain()
+            finally:
+                self._draining = False
+
+    def _drain(self) -> None:
+        try:
+            names = [entry.name for entry in os.scandir(self.directory) if entry.name.endswith(self.suffixes)]
+        except FileNotFoundError:
+            return
+        for name in sorted(names):
+            self._drain_file(name)
+        if len(self._files) > 2 * len(names):  # the broker removes the files of workers that ended long ago
+            self._files = {name: self._files[name] for name in names if name in self._files}
 
     def _drain_file(self, name: str) -> None:
         state = self._files.setdefault(name, _File())

@@ -360,6 +360,8 @@ class ObjectStore:
                     return self._map_file(value.name, value.size)
                 return data
             state, _, _, _, size = self.store.describe(ref)
+            if state == _store.STATE_SEALED:  # another thread has restored it meanwhile
+                continue
             if state != _store.STATE_SPILLED:
                 raise errors.ObjectLostError.for_id(ref.binary(), "it has no value")
             if not self._restore(ref):

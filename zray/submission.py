@@ -17,6 +17,10 @@ another, over a lane (`zray.lanes`).
 **Interrupts.** A signal handler (Ctrl-C, an alarm) may raise between any two steps. A call that was interrupted before it has a number is
 taken back (`Submitter.take_back`); one that has a number is sent, perhaps twice. Everywhere else the order of steps is such that what was
 interrupted is done again: whoever receives a frame twice drops the second, because calls are numbered and results are claimed once.
+
+**Calls within calls.** Python may run a finalizer or a signal handler while something is being sent, and that may call, too: in the same thread, to
+which the lock is open. What is packed is therefore taken out only after it was sent, only so much as was sent, and only if nobody has sent it meanwhile
+(then the list is another one).
 """
 
 from __future__ import annotations
@@ -24,6 +28,7 @@ from __future__ import annotations
 import collections
 import threading
 import time
+import traceback
 import weakref
 from typing import TYPE_CHECKING, Any, Final
 
@@ -43,6 +48,8 @@ _FRAME_TASKS: Final = 128
 """Calls per frame at most."""
 _FRAMES_AHEAD: Final = 256
 """Frames a driver may be ahead of the broker before `.remote()` waits."""
+_NAPS_BLIND: Final = 1000
+"""Milliseconds of such waiting after which it is looked whether there is a broker still."""
 _ARGS_INLINE: Final = 16 << 10
 """Packed arguments larger than this travel as an object."""
 _CALM_CALLS: Final = 2
@@ -232,7 +239,6 @@ class Submitter:
         )
 
     def _pack_task(self, use: _ShapeUse, spec: TaskSpec, context: TaskContext) -> None:
-        tasks = self._tasks
         if not use.defined:
             self._send_tasks()
             self.session.broker.send(wire.encode(wire.DefineShapes([use.shape])))
@@ -241,28 +247,34 @@ class Submitter:
         if context.task != self._parent:
             self._send_tasks()
             self._parent = context.task
-        tasks.append(spec)
-        if len(tasks) >= _FRAME_TASKS or self.session.store.own_word(wire.WORD_CONSUMED) >= self._frames_sent:
+        self._tasks.append(spec)
+        packed = len(self._tasks)
+        if packed >= _FRAME_TASKS or self.session.store.own_word(wire.WORD_CONSUMED) >= self._frames_sent:
             self._send_tasks()
-        elif len(tasks) == 1:
+        elif packed == 1:
             self._wake_flusher()
 
     def _send_tasks(self) -> None:
-        if not self._tasks:
+        packed = self._tasks
+        if not packed:
             return
-        session = self.session
-        message = wire.SubmitTasks(session.store.process, session.job, self._parent, self._tasks)
+        session, count = self.session, len(packed)
+        message = wire.SubmitTasks(session.store.process, session.job, self._parent, packed)
         session.broker.send(wire.encode(message))
-        self._tasks.clear()
+        if self._tasks is packed:
+            self._tasks = packed[count:]
         self._frames_sent += 1
         if session.worker == 0 and self._frames_sent & 63 == 0:
             self._hold_back()
 
     def _hold_back(self) -> None:
-        """A driver far ahead of the broker waits for it. Workers never do: what they wait for may need them."""
-        store = self.session.store
+        """A driver far ahead of the broker waits for it. Workers never do: what they wait for may need them. Raises ZraySystemError when it is gone."""
+        store, naps = self.session.store, 0
         while self._frames_sent - store.own_word(wire.WORD_CONSUMED) > _FRAMES_AHEAD and not self.session.closed:
             time.sleep(0.001)
+            naps += 1
+            if naps % _NAPS_BLIND == 0:
+                store.wait_ring(0.1)  # raises when the broker is gone
 
     # -- leases -------------------------------------------------------------------------------------------------------
 
@@ -430,11 +442,10 @@ class Submitter:
             return
         with self.lock:
             self._send_tasks()
-            dirty = self._dirty
-            if dirty:
-                for link in [*dirty.values()]:
-                    link.send()
-                dirty.clear()
+            for actor, link in [*self._dirty.items()]:
+                link.send()
+                if link.is_empty:
+                    self._dirty.pop(actor, None)
 
     def start_flusher(self) -> None:
         """Start the thread that sends what nobody else sends. Drivers do so at once, where no interrupt can leave it half started; workers,
@@ -462,7 +473,7 @@ class Submitter:
                 self.flush()
             except Exception:
                 if not self._stopping and not self.session.closed:
-                    raise
+                    traceback.print_exc()  # what is packed stays so: who waits for it flushes, and is told
 
     def stop(self) -> None:
         """Send what is packed and end the flusher."""
@@ -613,29 +624,31 @@ class ActorLink:
 
     def _pack_for_broker(self, shape: CallShape, body: bytes, lane: LaneTag | None = None) -> None:
         """Have a call go through the broker: at once, or in one frame with others that come right behind."""
-        calls = self._for_broker
-        if calls and lane != self._for_broker_lane:
+        self.submitter.define_at_broker(shape)
+        if self._for_broker and lane != self._for_broker_lane:
             self._send_to_broker()
         self._for_broker_lane = lane
-        self.submitter.define_at_broker(shape)
-        calls.append(msgspec.Raw(body))
-        if len(calls) >= _FRAME_TASKS or time.monotonic() - self._sent_at > _BURST_S:
+        self._for_broker.append(msgspec.Raw(body))
+        packed = len(self._for_broker)
+        if packed >= _FRAME_TASKS or time.monotonic() - self._sent_at > _BURST_S:
             self._send_to_broker()
-        elif len(calls) == 1:
+        elif packed == 1:
             self.submitter.packed_at(self)
 
     def _send_to_broker(self) -> None:
-        session = self.session
+        session, packed = self.session, self._for_broker
+        count = len(packed)
         message = wire.SubmitActorCalls(
             session.store.process,
             session.job,
             self.actor,
             self.incarnation,
-            self._for_broker,  # type: ignore[arg-type]
+            packed,  # type: ignore[arg-type]
             self._for_broker_lane,
         )
         session.broker.send(wire.encode(message))
-        self._for_broker.clear()
+        if self._for_broker is packed:
+            self._for_broker = packed[count:]
         self._sent_at = time.monotonic()
 
     def _pending(self) -> int:
@@ -648,17 +661,18 @@ class ActorLink:
         return len(unfinished)
 
     def _pack(self, shape: CallShape, body: bytes) -> None:
-        calls, session = self._calls, self.session
+        session = self.session
         known = self.submitter._known.get(self.worker)
         if known is None or shape.key not in known:
             self.send()
             # The broker needs it as well: it hands the calls to the next incarnation when this one dies.
             self.submitter.define_at_broker(shape)
             self.submitter._define_at(self.worker, session.peer(self.worker), shape)
-        calls.append(msgspec.Raw(body))
-        if len(calls) >= _FRAME_TASKS or session.store.expected(self.process) <= len(calls):
+        self._calls.append(msgspec.Raw(body))
+        packed = len(self._calls)
+        if packed >= _FRAME_TASKS or session.store.expected(self.process) <= packed:
             self.send()
-        elif len(calls) == 1:
+        elif packed == 1:
             self.submitter.packed_at(self)
 
     def send(self) -> None:
@@ -667,10 +681,21 @@ class ActorLink:
             self._send_to_broker()
         if self._far.lane is not None:
             self.submitter.lane_reader.flush(self._far.lane)
-        if self._calls:
-            message = wire.CallActor(self.session.store.process, self.incarnation, self._calls)  # type: ignore[arg-type]
+        packed = self._calls
+        if packed:
+            count = len(packed)
+            message = wire.CallActor(self.session.store.process, self.incarnation, packed)  # type: ignore[arg-type]
             self.session.peer(self.worker).send(wire.encode(message))
-            self._calls.clear()
+            if self._calls is packed:
+                self._calls = packed[count:]
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is packed."""
+        lane = self._far.lane
+        return not (
+            self._calls or self._for_broker or (lane is not None and self.submitter.lane_reader.has_packed(lane))
+        )
 
     def _look_up(self) -> None:
         """See whether the current incarnation lives by now (or is known to be dead)."""

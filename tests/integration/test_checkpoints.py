@@ -84,7 +84,7 @@ def call_much(box: list[Any], caller: int, count: int, seed: int) -> list[tuple[
 def test_kills_at_any_moment(every: int, retries: int, seed: int) -> None:
     options = {**FOREVER, "max_task_retries": retries}
     ledger = zray.remote(Ledger).options(checkpoint_every=every, **options).remote()
-    callers, count = 3, 300
+    callers, count = 3, 600
     task = zray.remote(num_cpus=0.5)(call_much)
     refs = [task.remote([ledger], caller, count, seed * 10 + caller) for caller in range(callers)]
     rng = random.Random(seed)

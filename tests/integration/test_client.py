@@ -16,7 +16,7 @@ import pytest
 
 import zray
 from tests import namespaces, ssh_tunnel
-from tests.helpers import PROJECT, RUNTIME, Program, Tally, alive, query, wait_for
+from tests.helpers import PROJECT, RUNTIME, SLACK, Program, Tally, alive, query, wait_for
 from tests.tcp_relay import Relay
 from zray import api, exceptions
 from zray.broker.cluster import TUNNEL_S
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
     """A head without CPUs and a node with two, which give up one another, and clients, after two seconds of silence."""
-    with Cluster(initialize_head=True, head_node_args={"num_cpus": 0}, node_timeout=2.0) as found:
+    with Cluster(initialize_head=True, head_node_args={"num_cpus": 0}, node_timeout=2.0 * SLACK) as found:
         found.add_node(num_cpus=2, resources={"wheels": 4})
         yield found
 
@@ -261,7 +261,7 @@ def test_when_the_head_dies_a_client_is_told(cluster: Cluster, tunnel: Relay, ta
     head.kill()
     # The tunnel still takes connections, which lead nowhere: so it is silence that tells.
     with pytest.raises(exceptions.ZraySystemError, match=r"the connection to the cluster has ended: the head is gone"):
-        zray.get(ref, timeout=(2.0 + TUNNEL_S + 10))
+        zray.get(ref, timeout=(2.0 * SLACK + TUNNEL_S + 10))
     with pytest.raises(exceptions.ZraySystemError):
         zray.get(square.remote(2), timeout=30)
 

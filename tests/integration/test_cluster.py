@@ -173,7 +173,7 @@ def _stop_for_twenty_seconds(node: ClusterNode, expected: str) -> None:
 
 
 def test_a_node_that_was_declared_dead_is_fenced(start: Callable[..., Cluster]) -> None:
-    cluster = start(1, node_timeout=1.0)
+    cluster = start(1, node_timeout=2.0)
     [node] = cluster.worker_nodes
     stop(node.pid)
     wait_state(node, "DEAD")

@@ -313,7 +313,7 @@ def test_workers_killed_at_random_lose_no_task(zray_session: Callable[..., Any],
     def work(x: int, blob: bytes) -> tuple[int, int]:
         import time
 
-        time.sleep(0.002)
+        time.sleep(0.005)
         return x, len(blob)
 
     @zray.remote(max_retries=-1)

@@ -56,7 +56,7 @@ def double(x: int) -> int:
 
 
 def test_a_stopped_head_is_lost_and_goes_on_where_it_was(start: Callable[..., Cluster]) -> None:
-    cluster = start(node_timeout=1.0, head_grace=30.0)
+    cluster = start(node_timeout=2.0, head_grace=30.0)
     head, [node] = head_of(cluster), cluster.worker_nodes
     zray.init(address=node.address)
     zray.kv.put("colour", b"green")

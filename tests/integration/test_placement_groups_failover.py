@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import zray
-from tests.helpers import query, stop, wait_for, wait_for_replicas
+from tests.helpers import SLACK, query, stop, wait_for, wait_for_replicas
 from tests.tcp_relay import Relay
 from zray import exceptions
 from zray.cluster_utils import Cluster, ClusterNode
@@ -285,7 +285,7 @@ def test_everything_killed_and_groups_placed_again(clusters: list[Cluster], tmp_
 
 
 def test_groups_of_a_client_and_a_head_that_only_sleeps(clusters: list[Cluster]) -> None:
-    cluster = Cluster(initialize_head=True, replicas=3, node_timeout=2.0, head_node_args={"num_cpus": CPUS})
+    cluster = Cluster(initialize_head=True, replicas=3, node_timeout=2.0 * SLACK, head_node_args={"num_cpus": CPUS})
     clusters.append(cluster)
     for _ in range(3):
         cluster.add_node(num_cpus=CPUS)

@@ -120,7 +120,7 @@ class TestRedis(DurableStorageContract):
         return lambda: RedisStorage(f"unix://{shared.socket}", SHARDS, prefix, lease_s=0.3)
 
     def test_a_second_head_is_refused(self, shared: Server) -> None:
-        storage = RedisStorage(f"unix://{shared.socket}", SHARDS, "second", lease_s=0.4)
+        storage = RedisStorage(f"unix://{shared.socket}", SHARDS, "second", lease_s=2.0)
         done = threading.Event()
 
         def live() -> None:
@@ -131,7 +131,7 @@ class TestRedis(DurableStorageContract):
         thread.start()
         try:
             with pytest.raises(StorageTaken, match="in use by another head"):
-                RedisStorage(f"unix://{shared.socket}", SHARDS, "second", lease_s=0.4)
+                RedisStorage(f"unix://{shared.socket}", SHARDS, "second", lease_s=2.0)
         finally:
             done.set()
             thread.join()

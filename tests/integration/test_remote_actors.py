@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 import zray
-from tests.helpers import query, wait_for
+from tests.helpers import Gate, Tally, query, wait_for
 from tests.reach import MOSTLY_AT_HEAD, ReachedCluster
 from zray import exceptions
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from zray.cluster_utils import Cluster
 
@@ -203,3 +203,30 @@ def test_an_actor_ends_with_its_last_handle_wherever_that_is(cluster: Cluster) -
     zray.shutdown()
     zray.init(address=address)
     wait_for(lambda: actor_states() == ["DEAD"], 10, f"the actor has ended: {actor_states()}")
+
+
+@zray.remote(num_cpus=1, resources=THERE)
+def call_until(gate: Gate, tally: Tally, actor: Any) -> int:
+    """Call an actor again and again from its own node."""
+    calls = 0
+    while not gate.is_open:
+        zray.get(actor.node.remote())
+        calls += 1
+        if calls == 50:
+            tally.add()
+    return calls
+
+
+def test_a_threaded_actor_that_is_busy_with_calls_of_its_node_answers_others(
+    cluster: Cluster, gate: Callable[[str], Gate], tally: Tally
+) -> None:
+    over = gate("over")
+    actor = zray.remote(Counter).options(num_cpus=0, resources=THERE, max_concurrency=2).remote()
+    busy = call_until.remote(over, tally, actor)
+    wait_for(lambda: len(tally) == 1)
+    try:
+        for number in range(20):
+            assert zray.get(actor.increase.remote(), timeout=30) == number + 1
+    finally:
+        over.open()
+    assert zray.get(busy, timeout=30) >= 50

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import zray
+from tests.helpers import wait_for
 from zray import exceptions
 
 if TYPE_CHECKING:
@@ -18,6 +19,11 @@ if TYPE_CHECKING:
     from tests.helpers import Gate
 
 pytestmark = pytest.mark.usefixtures("warm")
+
+
+def is_asleep(thread: int) -> bool:
+    with open(f"/proc/self/task/{thread}/stat") as file:
+        return file.read().rpartition(")")[2].split()[0] == "S"
 
 
 @pytest.fixture
@@ -150,3 +156,18 @@ def test_wrong_use_is_refused() -> None:
 def test_tuples_and_fetch_local() -> None:
     refs = zray.put(1), zray.put(2)
     assert zray.wait(refs, num_returns=2, fetch_local=False) == (list(refs), [])
+
+
+def test_the_list_that_is_waited_for_may_be_changed_by_another_thread(held: Any) -> None:
+    for wait in (zray.get, lambda refs: zray.wait(refs, num_returns=20)):
+        made = [held() for _ in range(20)]
+        refs = [ref for ref, _ in made]
+        found: list[Any] = []
+        waiter = threading.Thread(target=lambda wait=wait, refs=refs, found=found: found.append(wait(refs)))
+        waiter.start()
+        wait_for(lambda thread=waiter: thread.native_id is not None and is_asleep(thread.native_id), 20)
+        refs.clear()
+        for _, opened in made:
+            opened.open()
+        waiter.join(60)
+        assert len(found) == 1

@@ -1076,6 +1076,12 @@ static void test_ring(void) {
     MUST(done == 0);
     zs_global_add(&s, 3, 1);
     OK(pthread_join(thread, NULL));
+    uint32_t seen = zs_rings(&s);    /* a ring between a look around and the wait is not missed */
+    OK(zs_ring(&s, s.self));
+    MUST(zs_rings(&s) == seen + 1);
+    OK(zs_wait_since(&s, &slot, 1, 1, -1, 1, seen, &done));
+    OK(zs_wait_since(&s, NULL, 0, 1, -1, 1, seen, &done));
+    MUST(zs_wait_since(&s, NULL, 0, 1, 2000000, 1, zs_rings(&s), &done) == ZS_TIMEOUT);
     check();
 }
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.helpers import alive, wait_for
+from tests.helpers import SLACK, alive, wait_for
 from zray.launcher.facts import Chatter
 from zray.launcher.remote import install, jobs, looks, node_life, watched
 from zray.launcher.remote.channel import Channel, Gone
@@ -108,7 +108,7 @@ def test_a_program_that_left_a_child_behind_is_not_waited_for_longer(ends: Ends)
     assert time.monotonic() - begun < 50
 
 
-@pytest.mark.parametrize(("limit", "silence"), [(0.2, None), (60.0, 0.2)])
+@pytest.mark.parametrize(("limit", "silence"), [(1.0 * SLACK, None), (60.0, 1.0 * SLACK)])
 def test_a_program_that_takes_too_long_is_ended_with_its_children(
     ends: Ends, limit: float, silence: float | None, tmp_path: Path
 ) -> None:
@@ -233,7 +233,7 @@ def test_installing_happens_once_for_each_digest(ends: Ends, tmp_path: Path) -> 
     ("action", "limits", "words"),
     [
         ("echo no such package >&2; exit 1", {}, "no such package"),
-        ("echo fetching; exec sleep 600", {"silence": 0.3}, "without a word: fetching"),
+        ("echo fetching; exec sleep 600", {"silence": 1.0 * SLACK}, "without a word: fetching"),
         ("exec sleep 600", {"limit": 1.0}, "ended after"),
     ],
 )

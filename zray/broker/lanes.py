@@ -243,7 +243,7 @@ class Lanes:
         assert broker.remote is not None
         lent = broker.remote.unwrap(node, message)
         shape = broker.shapes.get(message.shape)
-        if shape is None:
+        if broker.remote.end_again(message.job.number) or shape is None:
             self._cluster.send(node, pm.LaneIs(message.number))
             return
         broker.remote.keep_function(message.job.number, shape.function, lent)

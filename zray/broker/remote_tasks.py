@@ -323,7 +323,7 @@ class RemoteTasks:
         broker = self._broker
         job = message.job.number
         guest_job = GUEST_BIT | job
-        if job in self._over:
+        if self._is_over_for(message):
             for shape in message.shapes:  # they are not told again, whichever job names them
                 broker.shapes[shape.key] = shape
             if message.lent:
@@ -453,6 +453,7 @@ class RemoteTasks:
         broker = self._broker
         job = message.job.number
         guest_job = GUEST_BIT | job
+        self._is_over_for(message)
         if guest_job in broker.scheduler.node.jobs.jobs:
             return
         if job not in broker.scheduler.node.jobs.jobs:
@@ -461,6 +462,16 @@ class RemoteTasks:
             broker.tell(e.JobStarted(message.job, 0))
         broker.job_specs[guest_job] = message.job
         broker.tell(e.JobStarted(msgspec.structs.replace(message.job, number=guest_job), 0, guest=True))
+
+    def _is_over_for(self, message: Wrapped) -> bool:
+        """Whether the job of what has come is over: it was told, or the node of its driver is dead, which the sender may not know yet."""
+        job = message.job.number
+        if job not in self._over:
+            reason = self._cluster.neighbours.dead.get(message.home)
+            if reason is None:
+                return False
+            self._over[job] = f"the node of its driver is dead: {reason}"
+        return True
 
     def _expect(self, spec: TaskSpec, num_returns: int, held: list[ObjectRef], body: bytes | None) -> list[ObjectRef]:
         """Make the pending results of a guest, of one attempt. Those that this node has borrowed are its own to make from now on; they may have come
@@ -600,15 +611,16 @@ class RemoteTasks:
         self.end_again(job)
         self._end_calls(job, reason)
 
-    def end_again(self, job: int) -> None:
-        """If a job is over that what has just been taken in has begun anew, end it: nobody will tell of that once more."""
+    def end_again(self, job: int) -> bool:
+        """If a job is over that what has just been taken in has begun anew, end it: nobody will tell of that once more. Whether it is."""
         reason = self._over.get(job)
         if reason is None:
-            return
+            return False
         self._homes.pop(job, None)
         for number in (GUEST_BIT | job, job):
             if number in self._broker.job_specs:
                 self._broker.tell(e.JobEnded(number, reason))
+        return True
 
     def _end_calls(self, job: int, reason: str) -> None:
         """A job is over: where its calls went nobody will tell of their ends."""
