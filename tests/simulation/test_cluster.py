@@ -15,6 +15,7 @@ REGRESSION = {
     14549: "programs end long after all disturbances, a moment after a node that died long ago was declared dead",
     33363: "a copy of a task lies here while its value is on another node",
     35276: "calls are packed when an actor leaves for the same node",
+    38661: "what was lost is made again, and its maker dies once too often: others wait for it as for what is lost",
     37544: "an actor of a job comes to a node that knows already that its driver's node is dead",
     37344: "a task that lies behind a waiting worker is sent to another node, and the worker goes on",
     35729: "calls of a job come to a node after the end of the job",

@@ -232,9 +232,11 @@ class Performer:
 
     def seal_error(self, action: a.SealError) -> None:
         data = self.failure(action.kind, action.fields)
-        for ref in self._results(action.task, action.num_returns):
+        refs = self._results(action.task, action.num_returns)
+        for ref in refs:
             self.seal_failure(ref, data)
         if self.broker.sharing is not None:
+            self.broker.sharing.found([ref.binary() for ref in refs])
             self.broker.sharing.tasks_ended([action.task], {}, [0])
         if self.broker.remote is not None:
             self.broker.remote.look_at([action.task])
@@ -253,6 +255,8 @@ class Performer:
             ref = self.store.reference(object_id)
             if ref is not None:
                 self.seal_failure(ref, data)
+        if self.broker.sharing is not None:
+            self.broker.sharing.found(action.ids)
 
     def watch_objects(self, action: a.WatchObjects) -> None:
         self.broker.look_again(action.ids)
