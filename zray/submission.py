@@ -341,10 +341,14 @@ class Submitter:
                 return None  # the one before runs still: this one shall run beside it
             refs = [self.expect(_store.with_index(spec.id, 1), 0, None, None, site)]
             lane = far.lane
-            spec.sequence = lane.last + 1
-            sent = Sent(spec.sequence, use.shape, _encode(spec), refs[0], time.monotonic(), context.task)
+            while True:  # as for calls of actors: until nothing has come between
+                last = lane.last
+                spec.sequence = last + 1
+                sent = Sent(last + 1, use.shape, _encode(spec), refs[0], time.monotonic(), context.task)
+                if lane.last == last:
+                    break
+            lane.last = last + 1
             use.last_slot = refs[0].slot
-            lane.last = spec.sequence
             self.lane_reader.send(sent, lane)
             return refs
         return None
@@ -576,6 +580,12 @@ class ActorLink:
                         refs.append(submitter.expect(further, self.process, None, None, site))
                     except _store.TargetGone:  # who comes to the first finds the others
                         refs.append(submitter.expect(further, 0, None, None, site))
+                # A finalizer or a signal handler may have called the same actor meanwhile: then this call comes after that one. Nothing can come
+                # between the last look and the number.
+                while last != (self.sequence if lane is None else lane.last):
+                    last = self.sequence if lane is None else lane.last
+                    spec.sequence = last + 1
+                    body = _encode(spec)
                 number = spec.sequence
                 if lane is not None:
                     lane.last = number

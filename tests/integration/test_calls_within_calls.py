@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -95,6 +96,23 @@ def test_calls_of_an_actor_that_are_made_while_others_are_sent(monkeypatch: pyte
     monkeypatch.undo()
     assert zray.get(inner, timeout=60) == list(range(4, 4 + len(inner)))
     assert len(inner) >= 2
+
+
+def test_a_signal_handler_calls_the_actor_that_is_being_called() -> None:
+    counter = Counter.remote()
+    zray.get([counter.increase.remote() for _ in range(3)])
+    inner: list[Any] = []
+    before = signal.signal(signal.SIGALRM, lambda *_: inner.append(counter.increase.remote()))
+    signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
+    try:
+        outer = [counter.increase.remote() for _ in range(15_000)]
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    found = zray.get(outer, timeout=60)
+    assert found == sorted(found)
+    assert sorted(found + zray.get(inner, timeout=60)) == list(range(4, 4 + len(outer) + len(inner)))
+    assert inner
 
 
 def test_output_is_printed_once_though_the_stream_gets_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

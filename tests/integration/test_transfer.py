@@ -209,7 +209,8 @@ class Rig:
         got = self.outcome()
         assert isinstance(got, Got), got
         assert got.place.seal(KIND, 0, [])
-        self.bulk.sealed(got.object)
+        assert got.ref is ref
+        self.bulk.sealed(got.object, got.place)
         return bytes(self.objects.raw(ref))
 
     def end(self) -> None:
@@ -284,12 +285,31 @@ def test_all_sources_dead(rig: Rig) -> None:
     rig.until(lambda: rig.bulk.received_bytes > 2 * MIB)
     rig.bulk.node_gone(B, "killed")
     failed = rig.outcome()
-    assert failed == NotGot(X, failed.reason, False)
+    assert failed == NotGot(X, failed.reason, False, ref)
     assert "killed" in failed.reason
     assert not rig.store.done(ref)
     # The object is pending as before, and can be got anew.
     rig.pull(ref, C)
     assert rig.seal(ref) == VALUE
+
+
+def test_a_value_that_was_forgotten_as_it_came_and_asked_for_again(rig: Rig) -> None:
+    """It has come before it is known that it was forgotten: that is not the end of what was begun since."""
+    first = rig.expect()
+    rig.pull(first, B)
+    rig.until(lambda: rig.outcomes)
+    rig.bulk.forget(X)
+    assert rig.store.retry(first, 0)
+    second = rig.expect()
+    rig.pull(second, C)
+    old = rig.outcomes.pop(0)
+    assert old.ref is first
+    rig.until(lambda: rig.bulk.half(X) is not None and rig.bulk.half(X).place is not old.place)
+    assert not old.place.seal(KIND, 0, []), "it is not this one's any more"
+    rig.bulk.sealed(X, old.place)
+    assert rig.bulk.half(X) is not None
+    assert rig.seal(second) == VALUE
+    assert rig.bulk.half(X) is None
 
 
 def test_a_connection_that_breaks_is_made_again(rig: Rig) -> None:

@@ -51,6 +51,8 @@ class Got(NamedTuple):
 
     object: bytes
     place: Place
+    ref: ObjectRef
+    """With which it was asked for: what was forgotten and asked for again since has another one."""
 
 
 class NotGot(NamedTuple):
@@ -60,6 +62,8 @@ class NotGot(NamedTuple):
     reason: str
     full: bool
     """There is no room for it here; else: no node has it any more."""
+    ref: ObjectRef
+    """As in `Got`."""
 
 
 class More(NamedTuple):
@@ -183,9 +187,11 @@ class Bulk:
         """Return what there is of a value that is being got."""
         return self._halves.get(object_)
 
-    def sealed(self, object_: bytes) -> None:
-        """A value that was got is in the store, or given up."""
-        self._halves.pop(object_, None)
+    def sealed(self, object_: bytes, place: Place) -> None:
+        """A value that was got in that place is in the store, or given up."""
+        half = self._halves.get(object_)
+        if half is not None and half.place is place:  # else it is being got once more
+            del self._halves[object_]
 
     def watch(self, object_: bytes) -> None:
         """Tell (once, by `More`) when more pieces of a value have come."""
@@ -322,12 +328,12 @@ class Bulk:
             elif isinstance(action, p.Open):
                 todo.extend(self._open(action))
             elif isinstance(action, p.Whole):
-                half = self._halves[action.object]
-                self._wants.pop(action.object, None)
-                self._tell(Got(action.object, half.place))
+                want = self._wants.pop(action.object)
+                self._tell(Got(action.object, self._halves[action.object].place, want.ref))
             else:
+                want = self._wants[action.object]
                 self._drop(action.object)
-                self._tell(NotGot(action.object, action.reason, action.full))
+                self._tell(NotGot(action.object, action.reason, action.full, want.ref))
 
     def _send(self, node: bytes, message: pm.PeerMessage) -> None:
         if self._streams is not None:

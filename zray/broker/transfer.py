@@ -84,6 +84,7 @@ class _Ends:
 
     def arrived(self, object_: bytes, place: Place) -> None:
         self._transfer._got(object_, place)
+        self._transfer.serving.look_again(object_)
 
     def not_arrived(self, object_: bytes, reason: str, full: bool) -> None:
         self._transfer._not_got(object_, reason, full)
@@ -217,7 +218,7 @@ class Transfer:
             if isinstance(outcome, WantsStream):
                 self._links.send(outcome.node, pm.AskStream(), time.monotonic())
             elif isinstance(outcome, Got):
-                self._got(outcome.object, outcome.place)
+                self._got_by_bulk(outcome)
             elif isinstance(outcome, NotGot):
                 self._try_beyond(outcome.object, outcome)
             else:
@@ -233,8 +234,11 @@ class Transfer:
 
     def _try_beyond(self, name: bytes, outcome: NotGot) -> None:
         """No node that this one can connect to has a value (any more): others may."""
-        beyond, found = self._beyond.pop(name, None), self._pulling.get(name)
-        if outcome.full or beyond is None or found is None:
+        found = self._pulling.get(name)
+        if found is None or found[0] is not outcome.ref:
+            return
+        beyond = self._beyond.pop(name, None)
+        if outcome.full or beyond is None:
             self._not_got(name, outcome.reason, outcome.full)
         else:
             self.by_link.pull(found[0], beyond.version, beyond.size, beyond.contained, beyond.sources)
@@ -244,14 +248,22 @@ class Transfer:
             self._not_here(name, reason)
             self._receiver.not_arrived(name, reason, full)
 
+    def _got_by_bulk(self, outcome: Got) -> None:
+        name, place = outcome.object, outcome.place
+        found = self._pulling.get(name)
+        if (
+            found is not None and found[0] is outcome.ref
+        ):  # else it was forgotten as it came, and perhaps asked for again
+            self._got(name, place)
+        self.bulk.sealed(name, place)
+        self.serving.look_again(name)
+
     def _got(self, name: bytes, place: Place) -> None:
         found = self._pulling.pop(name, None)
         self._beyond.pop(name, None)
         if found is not None:
             self._versions[name] = found[1]
             self._receiver.arrived(name, place)
-        self.bulk.sealed(name)
-        self.serving.look_again(name)
 
     # -- giving ----------------------------------------------------------------------------------------------------------
 
