@@ -440,7 +440,8 @@ class LaneReader:
             connection.shapes.add(call.shape.key)
         lane.sent(call)
         self.calls += 1
-        connection.packed.append(msgspec.Raw(call.body))
+        raw = msgspec.Raw(call.body)
+        connection.packed.append(raw)
         connection.last_slot = call.slot
         self._last = connection
         if lane.under_way == len(connection.packed) or len(connection.packed) >= _FRAME_CALLS:

@@ -20,7 +20,7 @@ interrupted is done again: whoever receives a frame twice drops the second, beca
 
 **Calls within calls.** Python may run a finalizer or a signal handler while something is being sent, and that may call, too: in the same thread, to
 which the lock is open. What is packed is therefore taken out only after it was sent, only so much as was sent, and only if nobody has sent it meanwhile
-(then the list is another one).
+(then the list is another one). Nothing is called between taking hold of such a list and appending to it: it might be another one by then.
 """
 
 from __future__ import annotations
@@ -638,7 +638,8 @@ class ActorLink:
         if self._for_broker and lane != self._for_broker_lane:
             self._send_to_broker()
         self._for_broker_lane = lane
-        self._for_broker.append(msgspec.Raw(body))
+        raw = msgspec.Raw(body)
+        self._for_broker.append(raw)
         packed = len(self._for_broker)
         if packed >= _FRAME_TASKS or time.monotonic() - self._sent_at > _BURST_S:
             self._send_to_broker()
@@ -678,7 +679,8 @@ class ActorLink:
             # The broker needs it as well: it hands the calls to the next incarnation when this one dies.
             self.submitter.define_at_broker(shape)
             self.submitter._define_at(self.worker, session.peer(self.worker), shape)
-        self._calls.append(msgspec.Raw(body))
+        raw = msgspec.Raw(body)
+        self._calls.append(raw)
         packed = len(self._calls)
         if packed >= _FRAME_TASKS or session.store.expected(self.process) <= packed:
             self.send()
