@@ -188,9 +188,8 @@ class ActorHost:
                 time.sleep(1.0)
             try:
                 executor.run(spec, self.instance)
-                if (
-                    spec.sequence == 0 or not self.worker.notices.direct
-                ):  # on another node somebody waits for it, and the main thread sleeps
+                # On another node somebody may wait for it, and the main thread sleeps.
+                if spec.sequence == 0 or not self.worker.notices.direct:
                     self.worker.notices.flush()
             finally:
                 with self._state_lock:

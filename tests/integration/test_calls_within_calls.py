@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import zray
+from tests.counter import Counter
 from zray import api
 from zray.log_tail import LogTail
 
@@ -19,19 +20,12 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.usefixtures("warm")
 
 
+IDLE = Counter.options(num_cpus=0)
+
+
 @zray.remote
 def double(value: int) -> int:
     return 2 * value
-
-
-@zray.remote(num_cpus=0)
-class Counter:
-    def __init__(self) -> None:
-        self.count = 0
-
-    def increase(self) -> int:
-        self.count += 1
-        return self.count
 
 
 class Meddling:
@@ -77,21 +71,21 @@ def test_tasks_that_are_made_while_others_are_sent(waits: bool, monkeypatch: pyt
 
 def test_calls_of_an_actor_that_are_made_while_others_are_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     session = api.current_session()
-    first, second = Counter.remote(), Counter.remote()
+    first, second = IDLE.remote(), IDLE.remote()
     for _ in range(3):  # from the second on they go straight
-        made = zray.get([first.increase.remote(), second.increase.remote()])
+        made = zray.get([first.add.remote(1), second.add.remote(1)])
     assert made == [3, 3]
     assert len(session.peers) >= 2
     inner: list[Any] = []
 
     def act() -> None:
         if len(inner) < 100:
-            inner.append(second.increase.remote())
-            inner.append(second.increase.remote())
+            inner.append(second.add.remote(1))
+            inner.append(second.add.remote(1))
 
     for worker, outbox in [*session.peers.items()]:
         monkeypatch.setitem(session.peers, worker, Meddling(outbox, act))
-    outer = [first.increase.remote() for _ in range(500)]
+    outer = [first.add.remote(1) for _ in range(500)]
     assert zray.get(outer, timeout=60) == list(range(4, 504))
     monkeypatch.undo()
     assert zray.get(inner, timeout=60) == list(range(4, 4 + len(inner)))
@@ -99,13 +93,13 @@ def test_calls_of_an_actor_that_are_made_while_others_are_sent(monkeypatch: pyte
 
 
 def test_a_signal_handler_calls_the_actor_that_is_being_called() -> None:
-    counter = Counter.remote()
-    zray.get([counter.increase.remote() for _ in range(3)])
+    counter = IDLE.remote()
+    zray.get([counter.add.remote(1) for _ in range(3)])
     inner: list[Any] = []
-    before = signal.signal(signal.SIGALRM, lambda *_: inner.append(counter.increase.remote()))
+    before = signal.signal(signal.SIGALRM, lambda *_: inner.append(counter.add.remote(1)))
     signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
     try:
-        outer = [counter.increase.remote() for _ in range(15_000)]
+        outer = [counter.add.remote(1) for _ in range(15_000)]
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)

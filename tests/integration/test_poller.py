@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.helpers import wait_for
+from tests.helpers import state_of, wait_for
 from zray.transport import Context, Poller, ipc_endpoint
 
 if TYPE_CHECKING:
@@ -67,15 +67,10 @@ def test_an_interrupt_ends_the_next_wait_and_no_other(place: Place) -> None:
 
 
 def test_a_signal_handler_ends_the_wait_that_goes_on(place: Place) -> None:
-    def asleep() -> bool:
-        with open(f"/proc/self/task/{main}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0] == "S"
-
     def send() -> None:
-        wait_for(asleep, 20)
+        wait_for(lambda: state_of(os.getpid()) == "S", 20)  # of the main thread
         os.kill(os.getpid(), signal.SIGUSR1)
 
-    main = threading.main_thread().native_id
     before = signal.signal(signal.SIGUSR1, lambda *_: place.poller.interrupt())
     sender = threading.Thread(target=send)
     sender.start()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import zray
-from tests.helpers import wait_for
+from tests.helpers import state_of, wait_for
 from zray import exceptions
 
 if TYPE_CHECKING:
@@ -19,11 +19,6 @@ if TYPE_CHECKING:
     from tests.helpers import Gate
 
 pytestmark = pytest.mark.usefixtures("warm")
-
-
-def is_asleep(thread: int) -> bool:
-    with open(f"/proc/self/task/{thread}/stat") as file:
-        return file.read().rpartition(")")[2].split()[0] == "S"
 
 
 @pytest.fixture
@@ -165,7 +160,7 @@ def test_the_list_that_is_waited_for_may_be_changed_by_another_thread(held: Any)
         found: list[Any] = []
         waiter = threading.Thread(target=lambda wait=wait, refs=refs, found=found: found.append(wait(refs)))
         waiter.start()
-        wait_for(lambda thread=waiter: thread.native_id is not None and is_asleep(thread.native_id), 20)
+        wait_for(lambda thread=waiter: thread.native_id is not None and state_of(thread.native_id) == "S", 20)
         refs.clear()
         for _, opened in made:
             opened.open()

@@ -161,7 +161,7 @@ class Performer:
         if self.broker.remote is not None:
             self.broker.remote.cancel_at(action)
 
-    def _results(self, task: bytes, num_returns: int) -> list[ObjectRef]:
+    def results(self, task: bytes, num_returns: int) -> list[ObjectRef]:
         """References to the results of a task that the store knows."""
         found = []
         index = 1
@@ -175,7 +175,7 @@ class Performer:
         return found
 
     def reopen(self, action: a.Reopen) -> None:
-        for ref in self._results(action.task.id, action.num_returns):
+        for ref in self.results(action.task.id, action.num_returns):
             attempt = self.store.retry(ref, 0)
             if attempt is not None:
                 action.task.attempt = attempt
@@ -232,7 +232,7 @@ class Performer:
 
     def seal_error(self, action: a.SealError) -> None:
         data = self.failure(action.kind, action.fields)
-        refs = self._results(action.task, action.num_returns)
+        refs = self.results(action.task, action.num_returns)
         for ref in refs:
             self.seal_failure(ref, data)
         if self.broker.sharing is not None:
@@ -345,7 +345,7 @@ class Performer:
 
     def _retarget(self, calls: list[TaskSpec], worker: WorkerProcess) -> None:
         for call in calls:
-            for ref in self._results(call.id, a.UNKNOWN_RETURNS):
+            for ref in self.results(call.id, a.UNKNOWN_RETURNS):
                 try:
                     self.store.retarget(ref, worker.process)
                 except _store.TargetGone:
@@ -441,7 +441,7 @@ class Performer:
         if self.store.claim(action.task, 1, self.store.attempt(ref)) is not None:
             fields: dict[str, object] = {"task_id": action.task.hex(), "function_name": action.function_name}
             self.seal_error(a.SealError(action.task, a.UNKNOWN_RETURNS, "TaskCancelledError", fields))
-            self.broker.look_again([result.binary() for result in self._results(action.task, a.UNKNOWN_RETURNS)])
+            self.broker.look_again([result.binary() for result in self.results(action.task, a.UNKNOWN_RETURNS)])
         else:
             self._signal(self.broker.executor_of(action.task), action.task)
 

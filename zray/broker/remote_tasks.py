@@ -168,9 +168,7 @@ class RemoteTasks:
         )
 
     def _results_of(self, spec: TaskSpec) -> list[ObjectRef]:
-        count = self._broker.shapes[spec.shape].num_returns or 1
-        refs = [self._store.reference(return_id(spec.id, index)) for index in range(count)]
-        return [ref for ref in refs if ref is not None]
+        return self._broker.performer.results(spec.id, self._broker.shapes[spec.shape].num_returns)
 
     def _leave(self, spec: TaskSpec) -> bool:
         """Let nobody here begin a task any more: it is about to be sent away. False when it has begun, or all its results are there.
@@ -273,10 +271,8 @@ class RemoteTasks:
         if shape.max_retries < 0 or spec.attempt < shape.max_retries:
             spec.attempt += 1
             spec.sequence = 0
-            for index in range(max(1, shape.num_returns)):
-                ref = self._store.reference(return_id(spec.id, index))
-                if ref is not None:
-                    self._store.retry(ref, 0)
+            for ref in self._results_of(spec):
+                self._store.retry(ref, 0)
             self._broker.submit_again(job, spec)
         else:
             text = f"The node that ran it is dead: {reason}"

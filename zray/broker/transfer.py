@@ -251,9 +251,8 @@ class Transfer:
     def _got_by_bulk(self, outcome: Got) -> None:
         name, place = outcome.object, outcome.place
         found = self._pulling.get(name)
-        if (
-            found is not None and found[0] is outcome.ref
-        ):  # else it was forgotten as it came, and perhaps asked for again
+        # Else it was forgotten as it came, and perhaps asked for again.
+        if found is not None and found[0] is outcome.ref:
             self._got(name, place)
         self.bulk.sealed(name, place)
         self.serving.look_again(name)
